@@ -1,0 +1,1 @@
+"""What each stage of Millrace does. Importable and testable without Airflow."""

@@ -1,0 +1,93 @@
+"""The errors a stage ends with, and the exit code each one means.
+
+    MillraceError                 1   a bug: nobody expected it
+    ├── BadInput                  2   bad input or settings: do not retry
+    │   ├── SettingsError             an environment variable is unknown, missing or malformed
+    │   ├── OptionError               a stage option is unknown, missing or malformed
+    │   ├── RecipeError               a recipe file has a wrong or misspelt key
+    │   ├── CorpusError               a corpus cannot be read, or holds nothing
+    │   ├── DataError                 examples, questions or requests are malformed
+    │   ├── ModelError                a model reference or folder cannot be used
+    │   ├── ManifestError             an input stage is missing, incomplete or damaged
+    │   └── ReleaseError              a release cannot be made, found or restored
+    ├── GateRefused               3   a gate said no: a result, not an outage
+    └── TryAgain                 75   retry later
+        ├── ServiceUnavailable        Postgres, S3 or MLflow did not answer
+        └── Preempted                 SIGTERM: the stage saved what it could
+
+Every text says what was expected, what was found, and the next step. All of them survive pickling
+(stages cross process borders), because their only argument is the text.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MillraceError(Exception):
+    """Base of all errors of Millrace; raised itself only for what nobody expected."""
+
+    exit_code = 1
+
+
+class BadInput(MillraceError):
+    """Input or settings are wrong; a retry would fail the same way."""
+
+    exit_code = 2
+
+
+class SettingsError(BadInput):
+    """An environment variable is unknown, missing or malformed."""
+
+
+class OptionError(BadInput):
+    """A stage option is unknown, missing or malformed."""
+
+
+class RecipeError(BadInput):
+    """A recipe file has a wrong or misspelt key, or values that do not fit together."""
+
+
+class CorpusError(BadInput):
+    """A corpus cannot be read, or holds nothing."""
+
+
+class DataError(BadInput):
+    """Training examples, golden questions or requests are malformed."""
+
+
+class ModelError(BadInput):
+    """A model reference or a model folder cannot be used."""
+
+
+class ManifestError(BadInput):
+    """The manifest of an input stage is missing, incomplete, or names bytes that are not there."""
+
+
+class ReleaseError(BadInput):
+    """A release cannot be made, found or restored."""
+
+
+class GateRefused(MillraceError):
+    """A gate said no. The evidence is in the manifest, whose status is `refused`."""
+
+    exit_code = 3
+
+
+class TryAgain(MillraceError):
+    """The work may succeed later without any change."""
+
+    exit_code = 75
+
+
+class ServiceUnavailable(TryAgain):
+    """Postgres, S3 or MLflow did not answer."""
+
+
+class Preempted(TryAgain):
+    """The stage was told to stop (SIGTERM) and saved what it could."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the known name closest to `name`, or an empty text."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""

