@@ -1,0 +1,1 @@
+"""Measurements of what Millrace promises; see `python -m benchmarks`."""
