@@ -1,0 +1,122 @@
+"""`python -m local.jobs NAME`: the short jobs between the servers' starts. Each is safe to repeat.
+
+    initdb            make Postgres' data folder (needs nothing running)
+    databases         create the databases airflow, mlflow, millrace, and the extension vector
+    bucket            create the bucket
+    airflow-migrate   `airflow db migrate`, unless this version of Airflow already migrated this database
+    mlflow-migrate    `mlflow db upgrade`, only when an older MLflow made this database
+
+Reads its addresses and credentials from the environment the supervisor gives it (PG*, AWS_*, and those named
+below). Which version migrated a database is kept as a comment on the database, so that it goes where the data goes.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from local.errors import LocalError
+
+DATABASES = ("airflow", "mlflow", "millrace")
+NOTE = "migrated by "
+
+
+def initdb() -> None:
+    """Make Postgres' data folder."""
+    from local.postgres import initialise
+
+    initialise(Path(os.environ["MILLRACE_JOB_DATA"]), os.environ["PGPASSWORD"])
+
+
+def databases() -> None:
+    """Create what is missing."""
+    import psycopg
+
+    with psycopg.connect(dbname="postgres", autocommit=True) as connection:
+        found = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        for name in DATABASES:
+            if name not in found:
+                connection.execute(f'CREATE DATABASE "{name}"')
+                print(f"created database {name}")
+    with psycopg.connect(dbname="millrace", autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+
+
+def bucket() -> None:
+    """Create the bucket; the S3 server makes it itself a moment after its start, so both orders are fine."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=10)
+    client = boto3.client("s3", endpoint_url=os.environ["MILLRACE_JOB_S3_URL"], config=config)
+    name = os.environ["MILLRACE_JOB_BUCKET"]
+    if name not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=name)
+        print(f"created bucket {name}")
+
+
+def _migrated_by(database: str) -> str | None:
+    import psycopg
+
+    query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+    with psycopg.connect(dbname="postgres") as connection:
+        row = connection.execute(query, (database,)).fetchone()
+    note = row[0] if row else None
+    return note.removeprefix(NOTE) if note and note.startswith(NOTE) else None
+
+
+def _note_migration(database: str, package: str) -> None:
+    import psycopg
+    from psycopg import sql
+
+    statement = sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+        sql.Identifier(database), sql.Literal(f"{NOTE}{package} {version(package)}")
+    )
+    with psycopg.connect(dbname="postgres", autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def airflow_migrate() -> None:
+    """Bring Airflow's database to the installed version."""
+    if _migrated_by("airflow") == f"apache-airflow {version('apache-airflow')}":
+        print("already migrated by the installed version")
+        return
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True)
+    _note_migration("airflow", "apache-airflow")
+
+
+def mlflow_migrate() -> None:
+    """Bring MLflow's database to the installed version; a new one is made by the server itself."""
+    before = _migrated_by("mlflow")
+    if before is not None and before != f"mlflow {version('mlflow')}":
+        # Without a password in it: a command line is seen by everybody, PGPASSWORD is not.
+        url = f"postgresql+psycopg2://{os.environ['PGUSER']}@127.0.0.1:{os.environ['PGPORT']}/mlflow"
+        subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url], check=True)
+    _note_migration("mlflow", "mlflow")
+
+
+JOBS = {
+    "initdb": initdb,
+    "databases": databases,
+    "bucket": bucket,
+    "airflow-migrate": airflow_migrate,
+    "mlflow-migrate": mlflow_migrate,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job."""
+    if len(arguments) != 1 or arguments[0] not in JOBS:
+        print(f"expected one of {', '.join(JOBS)}, found {arguments}", file=sys.stderr)
+        return 2
+    try:
+        JOBS[arguments[0]]()
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
