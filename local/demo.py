@@ -52,7 +52,7 @@ def demo() -> int:
     seconds = time.monotonic() - begun
     text = render(findings, places(folder, address, environment), seconds)
     (folder / "demo-summary.txt").write_text(text + "\n", encoding="utf-8")
-    kept = {"seconds": seconds, **dataclasses.asdict(findings)}
+    kept = {**dataclasses.asdict(findings), "seconds_by_step": findings.seconds, "seconds": seconds}
     (folder / "demo.json").write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
     print("\n" + text)
     return 0

@@ -80,7 +80,7 @@ class Progress:
         pace = done_taken / done_expected if done_expected > 60 else 1.0
         inside = min(now - self._step_begun, current * 0.95)
         rest = max(0.0, total - done_expected - inside)
-        return (done_expected + inside) / total, rest * pace
+        return ((done_expected + inside) / total if total else 0.0), rest * pace
 
 
 def _clock(seconds: float) -> str:

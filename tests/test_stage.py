@@ -1,0 +1,150 @@
+"""The stage contract against a real S3 and Postgres."""
+
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tasks.errors import ManifestError, OptionError, Preempted
+from tasks.settings import Settings, load_settings
+from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, resolve_options, run_stage
+from tasks.storage import Storage
+
+LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u@127.0.0.1/x", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
+
+
+class Options(StageOptions):
+    word: str = "default"
+    times: int = 1
+    corpus: str = from_setting("corpus")
+
+
+def stage(run: Callable[[StageContext, Options], StageResult] | None = None, **changes: Any) -> Stage[Options]:
+    def write(context: StageContext, options: Options) -> StageResult:
+        artifact = context.storage.put_bytes(f"{context.folder}/out.txt", options.word.encode() * options.times)
+        return StageResult(outputs={"out": artifact}, counts={"times": options.times})
+
+    return Stage("tried", Options, run or write, **changes)
+
+
+def test_each_option_says_where_it_came_from() -> None:
+    _, resolved = resolve_options(stage(), load_settings(LEAST), {"times": "3"})
+    assert {name: option.origin for name, option in resolved.items()} == {
+        "word": "default", "times": "command", "corpus": "settings",
+    }  # fmt: skip
+    assert resolved["times"].value == 3
+
+
+def test_wrong_options_are_told_together() -> None:
+    with pytest.raises(OptionError) as caught:
+        resolve_options(stage(), load_settings(LEAST), {"wrd": "x", "times": "many"})
+    assert "--wrd is not an option of tried. Did you mean 'word'?" in str(caught.value)
+    assert "--times" in str(caught.value)
+
+
+@pytest.fixture
+def settings(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    from tasks.database import migrate
+
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
+    migrate(stack.env["MILLRACE_DATABASE_URL"])
+    # The cost row goes through the process's settings.
+    from tasks.settings import settings as process_settings
+
+    process_settings.cache_clear()
+    yield load_settings({k: v for k, v in stack.env.items() if k.startswith("MILLRACE_")})
+    process_settings.cache_clear()
+
+
+@pytest.fixture
+def run(settings: Settings) -> str:
+    return f"s3://{settings.s3_bucket}/runs/tests/{uuid.uuid4()}"
+
+
+@pytest.mark.integration
+def test_the_manifest_proves_the_stage(settings: Settings, run: str) -> None:
+    manifest = run_stage(stage(), settings, run, None, {"word": "hi", "times": "2"})
+    stored = Storage(settings.s3_endpoint_url).require_manifest(run, "tried")
+    assert stored == manifest
+    assert stored.outputs["out"].bytes == 4
+    assert stored.options["times"].value == 2
+    assert stored.resource_seconds["wall"] >= 0
+
+
+@pytest.mark.integration
+def test_the_same_inputs_again_do_nothing_and_others_do(settings: Settings, run: str) -> None:
+    first = run_stage(stage(), settings, run, None, {})
+    assert run_stage(stage(), settings, run, None, {}).started_at == first.started_at
+    assert run_stage(stage(), settings, run, None, {"times": "2"}).started_at > first.started_at
+
+
+@pytest.mark.integration
+def test_a_cost_row_is_written(settings: Settings, run: str) -> None:
+    from tasks.database import connect
+
+    run_stage(stage(), settings, run, "0001", {})
+    with connect(settings.database_url.get_secret_value()) as connection:
+        row = connection.execute("SELECT * FROM stage_costs WHERE run = %s", (run,)).fetchone()
+    assert row is not None
+    assert (row["stage"], row["part"], row["status"]) == ("tried", "0001", "complete")
+
+
+@pytest.mark.integration
+def test_a_refusal_is_kept_with_its_reason_and_is_no_input(settings: Settings, run: str) -> None:
+    def refuse(context: StageContext, options: Options) -> StageResult:
+        return StageResult(status="refused", reason="worse than before")
+
+    assert run_stage(stage(refuse), settings, run, None, {}).status == "refused"
+    with pytest.raises(ManifestError, match="found refused: worse than before"):
+        run_stage(Stage("next", Options, refuse, needs=("tried",)), settings, run, None, {})
+
+
+@pytest.mark.integration
+def test_a_missing_or_damaged_input_is_refused(settings: Settings, run: str) -> None:
+    after = Stage("next", Options, lambda context, options: StageResult(), needs=("tried",))
+    with pytest.raises(ManifestError, match="found no manifest"):
+        run_stage(after, settings, run, None, {})
+    manifest = run_stage(stage(), settings, run, None, {})
+    Storage(settings.s3_endpoint_url).put_bytes(manifest.outputs["out"].uri, b"tampered")
+    with pytest.raises(ManifestError, match="expected 7 bytes"):
+        run_stage(after, settings, run, None, {})
+
+
+@pytest.mark.integration
+def test_sigterm_leaves_no_manifest(settings: Settings, run: str) -> None:
+    def killed(context: StageContext, options: Options) -> StageResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return StageResult()
+
+    with pytest.raises(Preempted):
+        run_stage(stage(killed), settings, run, None, {})
+    assert Storage(settings.s3_endpoint_url).read_manifest(f"{run}/tried/manifest.json") is None
+
+
+@pytest.mark.integration
+def test_a_graceful_stage_sees_the_signal_and_decides(settings: Settings, run: str) -> None:
+    seen = []
+
+    def saves(context: StageContext, options: Options) -> StageResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(context.stopping())
+        raise Preempted("saved")
+
+    with pytest.raises(Preempted, match="saved"):
+        run_stage(stage(saves, graceful=True), settings, run, None, {})
+    assert seen == [True]
+
+
+@pytest.mark.integration
+def test_outputs_that_are_not_there_cannot_be_declared(settings: Settings, run: str) -> None:
+    from tasks.contracts import Artifact
+
+    def pretends(context: StageContext, options: Options) -> StageResult:
+        return StageResult(outputs={"out": Artifact(uri=f"{context.folder}/none", sha256="0" * 64, bytes=1)})
+
+    with pytest.raises(ManifestError, match="found nothing"):
+        run_stage(stage(pretends), settings, run, None, {})
