@@ -1,4 +1,4 @@
-"""`python -m local up|down|status|env|run`: the embedded stack.
+"""`python -m local up|down|status|env|clean|run`: the embedded stack.
 
 Exit codes: 0 good; 1 a part is not healthy; 2 bad input (settings, ports, disk), with one message.
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,34 @@ def show_environment(settings: LocalSettings, environment: dict[str, str], doten
     say(f"\nTo use it in a shell: set -a; . {settings.folder / 'env'}; set +a")
 
 
+def show_addresses(settings: LocalSettings, only: tuple[str, ...]) -> None:
+    """Print where to look, for the parts that run."""
+    names = {part.name for part in select(table(settings), only, settings.without)}
+    say("")
+    if "airflow-api" in names:
+        say(f"Airflow    http://127.0.0.1:{settings.ports['airflow']}   user: admin, password: in")
+        say(f"           {settings.folder / 'airflow' / 'passwords.json'}")
+    if "mlflow" in names:
+        say(f"MLflow     http://127.0.0.1:{settings.ports['mlflow']}")
+    if "assistant" in names:
+        say(f"Assistant  http://127.0.0.1:{settings.ports['assistant']}")
+    say("Stop       make down")
+
+
+def remove(folder: Path) -> None:
+    """Delete a stack's folder; LocalError when it does not look like one."""
+    if not folder.exists():
+        say(f"{folder} is not there.")
+        return
+    if any(folder.iterdir()) and not (folder / "lock").exists():
+        raise LocalError(
+            f"expected the folder of a stack, found {folder} without the file `lock`. "
+            "Next: look at MILLRACE_LOCAL_DIR; delete the folder yourself if it is meant."
+        )
+    shutil.rmtree(folder)
+    say(f"{folder} is deleted.")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     top = argparse.ArgumentParser(prog="python -m local", description=__doc__)
@@ -57,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--only", type=_names, default=(), help="parts, with commas; what they need comes too")
     start.add_argument("--without", type=_names, default=(), help="parts to leave out, with all that need them")
     commands.add_parser("down", help="stop all parts in reverse order")
+    commands.add_parser("clean", help="stop all parts and delete the stack's folder")
     commands.add_parser("status", help="a table; exit code 0 only when all is healthy")
     commands.add_parser("env", help="the environment of parts and stages, and where each value came from")
     daemon = commands.add_parser("run", help="be the daemon (started by `up`)")
@@ -77,13 +107,12 @@ def main(arguments: list[str]) -> int:
         if options.command == "up":
             wanted = replace(settings, without=(*settings.without, *options.without))
             up(wanted, environment, dotenv, say, options.only)
-            say(f"\nAirflow   http://127.0.0.1:{settings.ports['airflow']}  user admin, password in")
-            say(f"          {settings.folder / 'airflow' / 'passwords.json'}")
-            say(f"MLflow    http://127.0.0.1:{settings.ports['mlflow']}")
-            say(f"Assistant http://127.0.0.1:{settings.ports['assistant']}")
-            say("Stop      make down")
+            show_addresses(wanted, options.only)
         elif options.command == "down":
             say("All parts are stopped." if down(settings.folder, say) else "Nothing was running.")
+        elif options.command == "clean":
+            down(settings.folder, say)
+            remove(settings.folder)
         elif options.command == "status":
             return 0 if status(settings, say) else 1
         else:

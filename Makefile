@@ -1,0 +1,40 @@
+# Two commands for a new user: `make demo` and `make test`. All of them are safe to repeat.
+.DEFAULT_GOAL := help
+.PHONY: help setup up down status demo test lint lock clean
+
+# The first Python 3.11 found; else any, whose version `make setup` then names in its message.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+RUN := .venv/bin/python
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv from the lock files
+	@$(PYTHON) local/setup.py
+
+up: setup ## start the embedded stack on 127.0.0.1 and wait until it is healthy
+	@$(RUN) -m local up
+
+down: ## stop the embedded stack; its data stays
+	@if [ -x $(RUN) ]; then $(RUN) -m local down; else echo "Nothing was running."; fi
+
+status: setup ## show the parts of the embedded stack; exit code 0 when all are healthy
+	@$(RUN) -m local status
+
+demo: setup ## run the whole loop, from documents to drift, and show a summary
+	@$(RUN) -m local.demo
+
+test: setup ## run the tests; they start what they need themselves
+	@$(RUN) -m pytest
+
+lint: setup ## check style and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+lock: setup ## resolve requirements/*.in anew into the lock files
+	@$(RUN) -m local.lock
+
+clean: down ## stop the stack and delete its data; .venv stays
+	@$(RUN) -m local clean
