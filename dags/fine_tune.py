@@ -1,0 +1,75 @@
+"""Train a candidate model, compare it with the champion, and register it if it is better.
+
+**What it does**
+
+Builds a dataset from the examples and accepted corrections, freezes it by its digest, fine-tunes the base model
+with DeepSpeed, scores base, candidate and champion on the same held-out rows, and lets a gate decide. A passed
+candidate is registered in MLflow. The same inputs again train 0 steps and say so.
+
+**Parameters**
+
+- `recipe`: the training recipe (a file of `tasks/training/recipes/`); empty takes `MILLRACE_RECIPE`.
+- `examples`: another source of training examples; empty takes `MILLRACE_EXAMPLES`.
+- `gpus`: GPUs of the training pod (the process launcher uses what the machine has).
+- `decision`: the drift decision that asked for this run (set by `watch_drift`).
+
+**Assets in and out**
+
+In: none (by hand, or started by `watch_drift`). Out: `candidate_model`, only for a candidate that passed the gate; it starts
+`promote_release`, where a person approves.
+
+**When it fails**
+
+A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in
+the XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: too many bad rows, or training
+rows that occur among held-out rows or golden questions), a misspelt recipe, or a missing model. A training that was
+stopped is tried again and resumes from its newest checkpoint.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import Param, chain, dag
+from millrace_assets import CANDIDATE_MODEL
+from millrace_defaults import DEFAULT_ARGS, Tag, schedule_start, tags
+from millrace_stage import stage
+
+
+@dag(
+    schedule=None,
+    start_date=schedule_start(),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(days=3),
+    default_args=DEFAULT_ARGS,
+    tags=tags(Tag.TRAINING),
+    doc_md=__doc__,
+    params={
+        "recipe": Param(
+            None, type=["null", "string"], title="Recipe", section="Training",
+            description="Name of a file in tasks/training/recipes. Empty: the setting MILLRACE_RECIPE.",
+        ),
+        "examples": Param(
+            None, type=["null", "string"], title="Examples", section="Training", examples=["docstrings:stdlib"],
+            description="docstrings:stdlib, a .jsonl file, or s3://bucket/file.jsonl. Empty: MILLRACE_EXAMPLES.",
+        ),
+        "gpus": Param(
+            1, type="integer", minimum=1, maximum=8, title="GPUs", section="Compute", description="Of the training pod."
+        ),
+        "decision": Param(
+            None, type=["null", "string"], title="Drift decision", section="Origin", description="Set by watch_drift."
+        ),
+    },
+)  # fmt: skip
+def fine_tune():
+    recipe = "{{ params.recipe }}"
+    built = stage("build_dataset", examples="{{ params.examples }}", recipe=recipe, decision="{{ params.decision }}")
+    validated = stage("validate_dataset")
+    trained = stage("train", recipe=recipe, gpus="{{ params.gpus }}", retries=4, timeout=timedelta(hours=48))
+    evaluated = stage("evaluate", gpus=1, timeout=timedelta(hours=6))
+    gated = stage("gate", on_refusal="skip")
+    # Dangerous edge: registering makes the model a candidate for release. No path leads here around the gate.
+    registered = stage("register", outlets=[CANDIDATE_MODEL])
+    chain(built, validated, trained, evaluated, gated, registered)
+
+
+fine_tune()

@@ -1,0 +1,54 @@
+"""Retire what nobody uses any more.
+
+**What it does**
+
+Drops index versions that are neither current, nor part of a recent release, nor among the newest
+(`MILLRACE_KEEP_INDEX_VERSIONS`), and deletes run folders older than `MILLRACE_KEEP_RUN_DAYS`. Models and datasets are never
+deleted: releases point at them.
+
+**Parameters**
+
+- `dry_run`: `yes` only lists what would be retired.
+
+**Assets in and out**
+
+None (every Sunday at 05:00 UTC, or by hand).
+
+**When it fails**
+
+It fails when Postgres or S3 do not answer for long. What was retired before stays retired; clearing the task goes on
+with the rest. The list of what was (or would be) retired is in the manifest.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import Param, dag
+from millrace_defaults import DEFAULT_ARGS, Tag, nightly, schedule_start, tags
+from millrace_stage import stage
+
+
+@dag(
+    schedule=nightly("0 5 * * 0"),
+    start_date=schedule_start(),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=2),
+    default_args=DEFAULT_ARGS,
+    tags=tags(Tag.HOUSEKEEPING, Tag.WEEKLY),
+    doc_md=__doc__,
+    params={
+        "dry_run": Param(
+            "no",
+            type="string",
+            enum=["no", "yes"],
+            title="Only list",
+            description="yes: nothing is dropped or deleted.",
+        )
+    },
+)
+def housekeeping():
+    # Dangerous edge: this deletes. The stage keeps everything that a release or the current index needs.
+    stage("retire", dry_run="{{ params.dry_run }}")
+
+
+housekeeping()

@@ -1,0 +1,99 @@
+"""The process launcher: a stage as a child process group of the Airflow worker.
+
+Runs `python -m tasks STAGE ...` from the repository's root under `millrace_warden.py`, line by line into
+the task's log. The stage sees the worker's environment without Airflow's own variables (they hold
+Airflow's secrets, and no stage needs them). Fails as `millrace_outcome.py` says.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk import BaseOperator
+from millrace_outcome import REPOSITORY, MlflowRunLink, StageOutcome, command_line, run_uri
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+WARDEN = Path(__file__).resolve().parent / "millrace_warden.py"
+LEVEL = re.compile(r"^\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
+LAST_LINES = 3
+
+
+class ProcessStage(StageOutcome, BaseOperator):
+    """Runs one stage as a process of this machine."""
+
+    template_fields = ("options", "part")
+    template_fields_renderers = {"options": "json"}
+    operator_extra_links = (MlflowRunLink(),)
+    ui_color = "#e3eef9"
+    module = "tasks"
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        options: dict[str, Any] | None = None,
+        part: str | None = None,
+        on_refusal: Literal["fail", "skip"] = "fail",
+        skip_when: str | None = None,
+        grace: int = 30,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.options = options or {}
+        self.part = part
+        self.on_refusal = on_refusal
+        self.skip_when = skip_when
+        self.grace = grace
+        self.reference = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: "Context") -> dict[str, Any]:
+        """Run the stage; return the reference of its verified manifest."""
+        run = run_uri(context)
+        arguments = command_line(self.stage, run, self.part, self.options)
+        self.log.info("python -m %s %s", self.module, " ".join(arguments))
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        self._process = self._start(f"{run}/{self.stage}/{self.part}", arguments)
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                text = line.rstrip("\n")
+                last.append(text)
+                level = LEVEL.match(text)
+                self.log.log(logging.getLevelName(level.group(1)) if level else logging.INFO, "%s", text)
+            exit_code = self._process.wait()
+        finally:
+            self.on_kill()  # an execution timeout or any other exception must not leave the stage behind
+        return self.conclude(context, exit_code, " | ".join(text for text in last if text)[-1500:])
+
+    def on_kill(self) -> None:
+        """Ask the warden to stop the stage; it ends within the grace period, even after this process."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def _start(self, place: str, arguments: list[str]) -> "subprocess.Popen[str]":
+        lock = Path(tempfile.gettempdir()) / f"millrace-{os.getuid()}" / hashlib.sha256(place.encode()).hexdigest()
+        environment = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
+        return subprocess.Popen(
+            [sys.executable, str(WARDEN), str(os.getpid()), str(self.grace), str(lock)]
+            + [sys.executable, "-m", self.module, *arguments],
+            cwd=REPOSITORY,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,  # Airflow kills the task's group after 5 s; the warden must be able to take longer
+        )

@@ -1,0 +1,38 @@
+"""The last task of watch_drift: starts the DAG that was decided, or is skipped where none was."""
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class TriggerDecided(TriggerDagRunOperator):
+    """Triggers `facts.dag_id` of the decision with its run id and conf.
+
+    The run id is made from the decision's id, so a rerun cannot start a second run; a paused DAG fails the
+    task instead of leaving a run that never starts.
+    """
+
+    template_fields = (*TriggerDagRunOperator.template_fields, "note")
+
+    def __init__(self, *, decision: str = "decide", **kwargs: Any) -> None:
+        facts = f"ti.xcom_pull(task_ids='{decision}')['facts']"
+        super().__init__(
+            trigger_dag_id=f"{{{{ {facts}['dag_id'] }}}}",
+            trigger_run_id=f"{{{{ {facts}['dag_run_id'] }}}}",
+            conf=f"{{{{ {facts}['conf'] | tojson }}}}",  # type: ignore[arg-type]  # the operator reads JSON text too
+            note=f"Started by drift: {{{{ {facts}['reason'] }}}}",
+            fail_when_dag_is_paused=True,
+            skip_when_already_exists=True,
+            **kwargs,
+        )
+        self.decision = decision
+
+    def execute(self, context: "Context") -> Any:
+        """Trigger, or skip where the decision names no DAG."""
+        if not self.trigger_dag_id:
+            raise AirflowSkipException("the decision names no DAG to run")
+        return super().execute(context)
