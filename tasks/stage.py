@@ -149,10 +149,8 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
         }
     )
     context = StageContext(settings, storage, run, stage.name, part, inputs)
-    before = storage.read_manifest(f"{context.folder}/manifest.json")
-    if before is not None and before.fingerprint == fingerprint:
-        for artifact in before.outputs.values():
-            storage.verify(artifact)
+    before = _standing(storage, f"{context.folder}/manifest.json", fingerprint)
+    if before is not None:
         log.info(
             "stage=%s status=%s unchanged: the manifest of %s stands",
             stage.name,
@@ -192,6 +190,25 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
     _record_cost(manifest)
     log.info("stage=%s status=%s counts=%s manifest=%s", stage.name, manifest.status, manifest.counts, manifest.uri)
     return manifest
+
+
+def _standing(storage: Storage, uri: str, fingerprint: str) -> Manifest | None:
+    """Return the manifest at `uri` if it still holds: the same fingerprint, and its bytes are there.
+
+    One that does not hold is removed before the work begins, so that it cannot vouch for work that is cut short.
+    """
+    try:
+        before = storage.read_manifest(uri)
+        if before is None:
+            return None
+        if before.fingerprint == fingerprint:
+            for artifact in before.outputs.values():
+                storage.verify(artifact)
+            return before
+    except ManifestError as error:
+        log.warning("the manifest of an earlier attempt is damaged, the work is done again: %s", error)
+    storage.delete_prefix(uri)
+    return None
 
 
 def resolve_options(

@@ -148,3 +148,24 @@ def test_outputs_that_are_not_there_cannot_be_declared(settings: Settings, run: 
 
     with pytest.raises(ManifestError, match="found nothing"):
         run_stage(stage(pretends), settings, run, None, {})
+
+
+@pytest.mark.integration
+def test_damaged_bytes_of_an_earlier_attempt_are_made_again(settings: Settings, run: str) -> None:
+    first = run_stage(stage(), settings, run, None, {"word": "hi"})
+    storage = Storage(settings.s3_endpoint_url)
+    storage.put_bytes(first.outputs["out"].uri, b"tampered")
+    again = run_stage(stage(), settings, run, None, {"word": "hi"})
+    assert storage.get(again.outputs["out"]) == b"hi"
+
+
+@pytest.mark.integration
+def test_an_outdated_manifest_does_not_vouch_for_work_that_is_cut_short(settings: Settings, run: str) -> None:
+    run_stage(stage(), settings, run, None, {"word": "old"})
+
+    def broken(context: StageContext, options: Options) -> StageResult:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage(stage(broken), settings, run, None, {"word": "new"})
+    assert Storage(settings.s3_endpoint_url).read_manifest(f"{run}/tried/manifest.json") is None
