@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(description="MLflow server, http://host:port")
     launcher: Literal["process", "kubernetes"] = Field(default="process", description="How DAGs start a stage")
     assistant_url: str = Field(default="http://127.0.0.1:8000", description="Where the assistant answers")
+    assistant_key_sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of each accepted API key, comma-separated; without it only 127.0.0.1 is served",
+    )
+    assistant_key: SecretStr | None = Field(default=None, description="API key that `replay` sends to the assistant")
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
 
