@@ -1,0 +1,189 @@
+"""Make a proposed release live: the only way to add a promotion to the ledger.
+
+Reads the proposal, and proves everything again from the bytes: the verdict and what it is about, every
+byte of the adapter, the chunks of the index version, that the model it was compared with is the one
+that is live. Then writes one row of `releases` in one transaction, and mirrors it into MLflow after it.
+A run makes at most one release: repeated, it returns that one. Fails with `ReleaseError` or
+`ManifestError` when a proof does not hold; refuses when a person's approval is needed and absent.
+"""
+
+import hashlib
+from typing import Any
+
+from tasks.contracts import Artifact, Manifest
+from tasks.database import Connection
+from tasks.errors import ManifestError, ReleaseError
+from tasks.release import evidence as proofs
+from tasks.release import index as indexes
+from tasks.release import ledger as releases
+from tasks.release.evidence import Evidence
+from tasks.release.index import Index
+from tasks.release.ledger import Parts, Release, ledger
+from tasks.release.mirror import MirrorState, reconcile_mirrors
+from tasks.release.propose import require_fair_comparison
+from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
+from tasks.storage import Storage
+
+AUTOMATIC = "settings: MILLRACE_APPROVAL=models"
+
+
+class Options(StageOptions):
+    """Who approved, and why. Empty only where no approval is needed."""
+
+    approved_by: str = ""
+    reason: str = ""
+
+
+def run(context: StageContext, options: Options) -> StageResult:
+    """Verify the proposal's parts again, add the release to the ledger, and mirror it into MLflow."""
+    reconcile_mirrors(context.settings)
+    proposal = context.inputs["propose"]
+    # Worked out again from what changes, so that a proposal of another hand cannot skip the person.
+    model = bool(proposal.facts["candidate"])
+    needed = model or bool(proposal.facts["needs_approval"]) or context.settings.approval == "always"
+    if needed and not options.approved_by.strip():
+        return StageResult(
+            status="refused",
+            reason=f"expected a person's approval of {proposal.facts['subject']!r}, found none: approve it in Airflow, "
+            "or give --approved-by",
+        )
+    with ledger(context.settings) as connection:
+        made = releases.by_run(connection, context.run)
+        release = made or _release(context, connection, proposal, options)
+    mirror = reconcile_mirrors(context.settings)
+    return release_result(release, mirror, again=made is not None)
+
+
+def _release(context: StageContext, connection: Connection, proposal: Manifest, options: Options) -> Release:
+    # Held from here to the commit: nothing that is proven below can change before the row stands.
+    releases.lock(connection)
+    live = releases.live(connection)
+    index = indexes.require(connection, int(proposal.facts["index_version"]))
+    _require_current(index)
+    prompt = context.storage.get(context.input("propose", "prompt")).decode()
+    candidate = str(proposal.facts["candidate"])
+    if candidate:
+        model, content = _candidate(context, connection, candidate, live)
+    else:
+        model, content = _same_model(context.storage, live)
+    evidence = proofs.keep(
+        context.storage, context.bucket, content | {"index": vars(index), "proposal": proposal.model_dump(mode="json")}
+    )
+    parts = Parts(
+        **model,
+        prompt=prompt,
+        prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
+        index_version=index.version,
+        embedder=index.embedder,
+        evidence_uri=evidence.uri,
+        evidence_sha256=evidence.sha256,
+    )
+    return releases.append(
+        connection,
+        parts,
+        kind="promotion",
+        approved_by=options.approved_by.strip() or AUTOMATIC,
+        reason=options.reason.strip() or str(proposal.facts["subject"]),
+        run=context.run,
+        expected_live=proposal.facts["live_release"],
+    )
+
+
+def _candidate(
+    context: StageContext, connection: Connection, uri: str, live: Release | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the model columns of a registered candidate, and what is kept as its evidence."""
+    register = context.storage.require_manifest_at(uri)
+    if register.stage != "register":
+        raise ReleaseError(
+            f"expected the manifest of register, found {register.stage} at {uri}. Next: trigger a new run."
+        )
+    evidence = proofs.load(context.storage, register.run)
+    _require_registered(register, evidence)
+    require_fair_comparison(connection, evidence, live)
+    facts = register.facts
+    proofs.verify_adapter(context.storage, evidence.adapter, facts["adapter_sha256"])
+    model = {
+        name: facts[name]
+        for name in (
+            "model_name",
+            "model_version",
+            "adapter_uri",
+            "adapter_sha256",
+            "base_model",
+            "base_revision",
+            "dataset_sha256",
+        )
+    }
+    model["code_revision"] = code_revision(context.settings)
+    return model, proofs.model_content(evidence, register)
+
+
+def _require_registered(register: Manifest, evidence: Evidence) -> None:
+    """The verdict must be the one that was registered, not another attempt's of the same run folder."""
+    if register.facts["evidence_sha256"] != evidence.gate_sha256:
+        raise ReleaseError(
+            f"expected the verdict that was registered ({register.facts['evidence_sha256']}), found another "
+            f"({evidence.gate_sha256}) at {evidence.gate.uri}. Next: clear register, then trigger a new run."
+        )
+
+
+def _same_model(storage: Storage, live: Release | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the model columns of the live release, after proving that its bytes are still there."""
+    if live is None:
+        raise ReleaseError("expected a live release whose model stays, found none. Next: release a candidate first.")
+    content = recall_model(storage, live)
+    columns = ("model_name", "model_version", "adapter_uri", "adapter_sha256", "base_model", "base_revision")
+    model = {name: getattr(live, name) for name in (*columns, "dataset_sha256", "code_revision")}
+    return model, content
+
+
+def recall_model(storage: Storage, release: Release) -> dict[str, Any]:
+    """Return the kept evidence of a release's model, after reading every byte of its adapter. Raises ManifestError."""
+    content = proofs.recall(storage, release.evidence_uri, release.evidence_sha256)
+    files = proofs.kept_adapter(content)
+    proofs.verify_adapter(storage, files, release.adapter_sha256)
+    _require_inside(files, release)
+    return {name: content[name] for name in ("adapter", "manifests")}
+
+
+def _require_inside(files: dict[str, Artifact], release: Release) -> None:
+    """The assistant loads the folder, so the verified files must be the folder's."""
+    folder = f"{(release.adapter_uri or '').rstrip('/')}/"
+    outside = [artifact.uri for artifact in files.values() if not artifact.uri.startswith(folder)]
+    if outside:
+        raise ManifestError(
+            f"expected the adapter's files below {folder}, found {outside[0]}. Next: register the candidate again."
+        )
+
+
+def _require_current(index: Index) -> None:
+    if index.status != "current":
+        raise ReleaseError(
+            f"expected index version {index.version} to be current still, found {index.status}. "
+            "Next: trigger promote_release again; it proposes the newest one."
+        )
+
+
+def release_result(release: Release, mirror: MirrorState, *, again: bool) -> StageResult:
+    return StageResult(
+        counts={"mirrored": len(mirror.mirrored)},
+        facts={
+            "release": release.release,
+            "kind": release.kind,
+            "model_name": release.model_name,
+            "model_version": release.model_version,
+            "adapter_sha256": release.adapter_sha256,
+            "index_version": release.index_version,
+            "approved_by": release.approved_by,
+            "reason": release.reason,
+            "restores": release.restores,
+            "evidence_uri": release.evidence_uri,
+            "made_before": again,
+            "mirror_problem": mirror.problem,
+        },
+        base_model=release.base_model,
+    )
+
+
+STAGE = Stage("promote", Options, run, needs=("propose",))

@@ -1,0 +1,193 @@
+"""Work out what a release would change, and write it down for the person who approves it.
+
+Reads the manifest of a `register` stage (`candidate`) and of a `switch_index` stage (`index`); with
+neither, what MLflow calls `candidate` and the current index version. Writes `body.md` and the prompt
+that would go live. Refuses (a result, not an error) when there is nothing to release. Fails with
+`ReleaseError` when there is no index version yet, or the candidate's verdict does not hold any more.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from tasks import tracking
+from tasks.contracts import Manifest
+from tasks.database import Connection
+from tasks.errors import ReleaseError
+from tasks.release import evidence as proofs
+from tasks.release import index as indexes
+from tasks.release import ledger as releases
+from tasks.release.body import Proposal, markdown
+from tasks.release.index import Index
+from tasks.release.ledger import Release, ledger
+from tasks.release.mirror import reconcile_mirrors
+from tasks.release.register import ALIAS
+from tasks.settings import Settings, repository_path
+from tasks.stage import Stage, StageContext, StageOptions, StageResult
+from tasks.storage import Storage
+
+
+class Options(StageOptions):
+    """Where the parts of the release come from; both empty: the newest candidate and the current index."""
+
+    candidate: str = ""
+    index: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The parts at hand, before it is known whether they make a release."""
+
+    live: Release | None
+    index: Index
+    register: Manifest | None
+    prompt: str
+
+
+class _Nothing(Exception):
+    """There is nothing to release; the text is the reason of the refusal."""
+
+
+def run(context: StageContext, options: Options) -> StageResult:
+    """Compare what could be released with what is live, and describe the difference."""
+    reconcile_mirrors(context.settings)
+    try:
+        proposal = propose(context.settings, context.storage, options)
+    except _Nothing as nothing:
+        return StageResult(status="refused", reason=str(nothing), facts={"kind": "", "needs_approval": False})
+    body = markdown(proposal, context.settings.mlflow_tracking_uri)
+    prompt = context.storage.put_bytes(
+        f"{context.folder}/prompt.md", proposal.prompt.encode(), content_type="text/plain"
+    )
+    written = context.storage.put_bytes(f"{context.folder}/body.md", body.encode(), content_type="text/markdown")
+    live = proposal.live
+    return StageResult(
+        outputs={"body": written, "prompt": prompt},
+        facts={
+            "kind": proposal.kind,
+            "needs_approval": needs_approval(context.settings, proposal),
+            "subject": proposal.subject,
+            "body": body,
+            "candidate": proposal.register.uri if proposal.register and proposal.kind == "model" else "",
+            "index_version": proposal.index.version,
+            "live_release": live.release if live else None,
+            "prompt_changed": proposal.prompt_changed,
+        },
+    )
+
+
+def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
+    """Return the proposal for these options. Raises _Nothing, ReleaseError, ManifestError."""
+    found = _find(settings, storage, options)
+    live, register = found.live, found.register
+    if live is not None and (register is None or register.facts["adapter_sha256"] == live.adapter_sha256):
+        register = None  # the model stays; index or prompt may have changed
+    if register is None and live is None:
+        raise _Nothing(
+            "no model was released yet, so an index alone makes no release: trigger fine_tune, and release its candidate"
+        )
+    proposal = Proposal(
+        live=live, index=found.index, register=register, evidence=None, prompt=found.prompt, earlier=None
+    )
+    if register is None:
+        assert live is not None
+        if live.index_version == found.index.version and not proposal.prompt_changed:
+            raise _Nothing(
+                f"release {live.release} already answers with this model, prompt and index version {live.index_version}"
+            )
+        return proposal
+    evidence = proofs.load(storage, register.run)
+    with ledger(settings) as connection:
+        require_fair_comparison(connection, evidence, live)
+        earlier = [
+            release
+            for release in releases.history(connection, 1_000)
+            if release.adapter_sha256 == register.facts["adapter_sha256"]
+        ]
+    return Proposal(
+        live=live,
+        index=found.index,
+        register=register,
+        evidence=evidence,
+        prompt=found.prompt,
+        earlier=earlier[0] if earlier else None,
+    )
+
+
+def needs_approval(settings: Settings, proposal: Proposal) -> bool:
+    """Return whether a person must approve: always for a model or a prompt, else by the setting."""
+    return proposal.kind == "model" or proposal.prompt_changed or settings.approval == "always"
+
+
+def require_fair_comparison(connection: Connection, evidence: proofs.Evidence, live: Release | None) -> None:
+    """Prove that the candidate was compared with the model that is live now. Raises ReleaseError."""
+    champion = evidence.evaluate.facts.get("champion_release")
+    compared = releases.get(connection, int(champion)).adapter_sha256 if champion is not None else None
+    now = live.adapter_sha256 if live else None
+    if compared != now:
+        raise ReleaseError(
+            f"expected a verdict against the live model (release {live.release if live else 'none'}, adapter {now}), "
+            f"found one against release {champion} (adapter {compared}). "
+            "Next: trigger fine_tune again; with the same data it trains nothing and measures against what is live."
+        )
+
+
+def _find(settings: Settings, storage: Storage, options: Options) -> Found:
+    candidate = options.candidate
+    if not options.candidate and not options.index:
+        candidate = newest_candidate(settings)
+    register = _manifest(storage, candidate, "register") if candidate else None
+    switch = _manifest(storage, options.index, "switch_index") if options.index else None
+    with ledger(settings) as connection:
+        live, index = releases.live(connection), indexes.current(connection)
+    if index is None:
+        raise ReleaseError(
+            "expected a current index version to release with the model, found none. Next: trigger sync_knowledge."
+        )
+    if switch is not None and switch.facts["version"] != index.version:
+        raise _Nothing(
+            f"index version {switch.facts['version']} was superseded: version {index.version} is current by now"
+        )
+    return Found(live, index, register, read_prompt(settings))
+
+
+def newest_candidate(settings: Settings) -> str:
+    """Return the register manifest of the model version that MLflow calls `candidate`, or an empty text."""
+    from mlflow.exceptions import MlflowException
+
+    with tracking.answering(settings) as client:
+        try:
+            version = client.get_model_version_by_alias(settings.model_name, ALIAS)
+        except MlflowException as error:
+            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            return ""  # no model, or no version with that alias
+    return str(version.tags["manifest"])
+
+
+def read_prompt(settings: Settings) -> str:
+    """Return the text of the assistant's prompt. Raises ReleaseError when the file is absent or empty."""
+    path = repository_path(settings.prompt)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not text.strip():
+        raise ReleaseError(
+            f"expected a prompt in {settings.prompt}, found {'an empty file' if path.is_file() else 'no such file'}. "
+            "Next: correct MILLRACE_PROMPT."
+        )
+    return text
+
+
+def prompt_digest(prompt: str) -> str:
+    """Return what names a prompt: the SHA-256 of its text."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def _manifest(storage: Storage, uri: str, stage: str) -> Manifest:
+    manifest = storage.require_manifest_at(uri)
+    if manifest.stage != stage:
+        raise ReleaseError(
+            f"expected the manifest of a {stage} stage, found {manifest.stage} at {uri}. Next: correct the option."
+        )
+    return manifest
+
+
+STAGE = Stage("propose", Options, run)

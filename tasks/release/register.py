@@ -1,0 +1,128 @@
+"""Register a trained adapter whose verdict is `promote` as a model version in MLflow.
+
+Reads the manifests of validate_dataset, train, evaluate and gate of the same run, and every byte of the
+adapter. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
+version's source is the adapter's own folder in S3: named by its training fingerprint, never rewritten,
+so nothing is copied through the MLflow server, and `models:/NAME@candidate` downloads the same bytes.
+The same adapter again gets the version it has. Fails with `ReleaseError` when the verdict is not about
+these bytes, or when another adapter stands where a registered one was.
+"""
+
+from typing import Any
+
+from tasks import tracking
+from tasks.contracts import manifest_uri
+from tasks.errors import ReleaseError
+from tasks.release import evidence as proofs
+from tasks.release.evidence import Evidence
+from tasks.release.ledger import ledger
+from tasks.release.mirror import reconcile_mirrors
+from tasks.settings import Settings
+from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
+
+_LOCK = 0x52656769  # spells "Regi"
+ALIAS = "candidate"
+
+
+class Options(StageOptions):
+    """No options: what is registered is what the gate of this run let pass."""
+
+
+def run(context: StageContext, options: Options) -> StageResult:
+    """Register the adapter of this run as a model version with alias `candidate`."""
+    reconcile_mirrors(context.settings)
+    evidence = Evidence(**{name: context.inputs[name] for name in STAGE.needs})
+    proofs.check(evidence)
+    adapter_sha256 = str(evidence.train.facts["adapter_sha256"])
+    proofs.verify_adapter(context.storage, evidence.adapter, adapter_sha256)
+    tags = model_tags(context, evidence)
+    # One registration at a time: two runs with the same adapter must not make two versions.
+    with ledger(context.settings) as connection, tracking.answering(context.settings) as client:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        version, new = _version(client, context.settings, evidence, tags)
+        name = context.settings.model_name
+        for tag, value in tags.items():
+            client.set_model_version_tag(name, version, tag, value)
+        client.set_registered_model_alias(name, ALIAS, version)
+        run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
+    return StageResult(
+        counts={"files": len(evidence.adapter), "bytes": sum(a.bytes for a in evidence.adapter.values())},
+        facts={
+            "model_name": name,
+            "model_version": version,
+            "new_version": new,
+            "adapter_uri": tags["adapter_uri"],
+            "adapter_sha256": adapter_sha256,
+            "base_model": tags["base_model"],
+            "base_revision": tags["base_revision"],
+            "dataset_sha256": tags["dataset_sha256"],
+            "recipe": tags["recipe"],
+            "verdict": "promote",
+            "mlflow_run_id": evidence.train.facts["mlflow_run_id"],
+            "mlflow_url": run_url,
+            "evidence_uri": evidence.gate.uri,
+            "evidence_sha256": evidence.gate_sha256,
+        },
+        base_model=evidence.train.base_model,
+    )
+
+
+def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
+    """Return the tags of the model version: what made it, and where the proof is."""
+    facts = evidence.train.facts
+    return {
+        "adapter_sha256": str(facts["adapter_sha256"]),
+        "adapter_uri": str(facts["adapter_uri"]).rstrip("/"),
+        "training_fingerprint": str(facts["training_fingerprint"]),
+        "dataset_sha256": str(evidence.validate_dataset.facts["dataset_sha256"]),
+        "base_model": str(evidence.train.options["base_model"].value),
+        "base_revision": str(evidence.train.facts["base_revision"]),
+        "recipe": str(facts["recipe"]),
+        "code_revision": code_revision(context.settings),
+        "evidence": evidence.gate.uri,
+        "evidence_sha256": evidence.gate_sha256,
+        "manifest": manifest_uri(context.run, context.stage),
+    }
+
+
+def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str, str]) -> tuple[str, bool]:
+    """Return the model version of this adapter, and whether it is new."""
+    name, source = settings.model_name, tags["adapter_uri"]
+    _ensure_model(client, name)
+    here = client.search_model_versions(f"name = '{name}' AND source_path = '{source}'")
+    for version in here:
+        if version.tags.get("adapter_sha256") != tags["adapter_sha256"]:
+            raise ReleaseError(
+                f"expected adapter {version.tags.get('adapter_sha256')} at {source} (version {version.version} of {name}), "
+                f"found {tags['adapter_sha256']}. Next: find out who rewrote that folder; do not release either."
+            )
+    same = client.search_model_versions(f"name = '{name}' AND tags.adapter_sha256 = '{tags['adapter_sha256']}'")
+    if same:
+        return str(min(int(version.version) for version in same)), False
+    made = client.create_model_version(
+        name,
+        source=source,
+        run_id=str(evidence.train.facts["mlflow_run_id"]),
+        tags=tags,
+        description=f"LoRA adapter of {tags['base_model']}, recipe {tags['recipe']}.",
+    )
+    return str(made.version), True
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name, description="Adapters of the assistant. `champion` is live.")
+
+
+def _run_url(client: Any, settings: Settings, run_id: str) -> str:
+    experiment = client.get_run(run_id).info.experiment_id
+    return f"{settings.mlflow_tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
+STAGE = Stage("register", Options, run, needs=("validate_dataset", "train", "evaluate", "gate"))

@@ -1,0 +1,67 @@
+"""Go back to an earlier release: a new row of the ledger with that release's parts.
+
+Reads the ledger, the kept evidence and every byte of the earlier adapter, and the chunks of its index
+version. Writes one row of kind `rollback`, then mirrors it into MLflow. `release` 0 means the newest
+earlier release that answers differently. Fails with `ReleaseError` when the release is unknown, is live,
+or its index version was retired, and with `ManifestError` when bytes are gone.
+"""
+
+from pydantic import Field
+
+from tasks.database import Connection
+from tasks.errors import ReleaseError
+from tasks.release import index as indexes
+from tasks.release import ledger as releases
+from tasks.release.ledger import Release, ledger
+from tasks.release.mirror import reconcile_mirrors
+from tasks.release.promote import recall_model, release_result
+from tasks.stage import Stage, StageContext, StageOptions, StageResult
+
+
+class Options(StageOptions):
+    """Which release to restore, who says so, and why."""
+
+    release: int = Field(default=0, ge=0, description="Release to restore; 0: the one before the live one")
+    reason: str = Field(min_length=1, description="Why; kept in the ledger")
+    approved_by: str = Field(min_length=1, description="Who; kept in the ledger")
+
+
+def run(context: StageContext, options: Options) -> StageResult:
+    """Restore an earlier release after verifying that all its parts are still there."""
+    reconcile_mirrors(context.settings)
+    with ledger(context.settings) as connection:
+        made = releases.by_run(connection, context.run)
+        restored = made or _restore(context, connection, options)
+    return release_result(restored, reconcile_mirrors(context.settings), again=made is not None)
+
+
+def _restore(context: StageContext, connection: Connection, options: Options) -> Release:
+    releases.lock(connection)
+    live = releases.live(connection)
+    if live is None:
+        raise ReleaseError("expected a live release to go back from, found none. Next: release a candidate first.")
+    target = releases.get(connection, options.release) if options.release else releases.before(connection, live)
+    if target is None:
+        raise ReleaseError(
+            f"expected a release before {live.release} that answers differently, found none. Next: name one by --release."
+        )
+    if target.answers_like(live):
+        raise ReleaseError(
+            f"expected an earlier release, found that release {live.release}, which is live, answers with the same model, "
+            f"prompt and index version as release {target.release}. Next: choose another one."
+        )
+    indexes.require(connection, target.index_version)
+    recall_model(context.storage, target)
+    return releases.append(
+        connection,
+        target.parts(),
+        kind="rollback",
+        approved_by=options.approved_by,
+        reason=options.reason,
+        run=context.run,
+        expected_live=live.release,
+        restores=target.release,
+    )
+
+
+STAGE = Stage("roll_back", Options, run)
