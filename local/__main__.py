@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from local.client import down, status, up
-from local.environment import is_secret, write_environment
+from local.environment import is_secret, stage_environment
 from local.errors import LocalError
 from local.parts import select, table
 from local.processes import Identity
@@ -44,8 +44,8 @@ def run_daemon(folder: Path, config: str) -> int:
 
 def show_environment(settings: LocalSettings, environment: dict[str, str], dotenv: dict[str, str]) -> None:
     """Print each variable and where it came from; never the value of a secret."""
-    origins = write_environment(settings, environment, dotenv)
-    for name, value in read_environment_file(settings.folder / "env").items():
+    values, origins = stage_environment(settings, environment, dotenv)
+    for name, value in values.items():
         say(f"{name:<32} {'(secret)' if is_secret(name, value) else value}  [{origins[name]}]")
     say(f"\nTo use it in a shell: set -a; . {settings.folder / 'env'}; set +a")
 

@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from local.checks import check_disk, check_ports, tail
-from local.environment import write_environment
-from local.errors import PartFailed
+from local.environment import stage_environment, write_environment
+from local.errors import LocalError, PartFailed
 from local.parts import Part, select, table
 from local.processes import Identity, alive, kill, memory, send, wait_gone
 from local.settings import REPOSITORY, LocalSettings
@@ -55,6 +55,17 @@ def write_config(settings: LocalSettings, only: tuple[str, ...], owner: Identity
     return digest.hexdigest()
 
 
+def check_stage_settings(values: Mapping[str, str]) -> None:
+    """Fail when a variable the user set is no setting of the stages, or is malformed."""
+    from tasks.errors import SettingsError
+    from tasks.settings import load_settings
+
+    try:
+        load_settings(values)
+    except SettingsError as error:
+        raise LocalError(str(error)) from error
+
+
 def up(
     settings: LocalSettings,
     environment: Mapping[str, str],
@@ -66,10 +77,13 @@ def up(
     """Bring the stack to health; PartFailed names the part, its log's end and the log."""
     check_disk(settings)
     with locked(settings.folder):
-        origins = write_environment(settings, environment, dotenv)
-        for name, where in origins.items():
-            if where != "generated":
-                say(f"{name} is taken from {where}")
+        values, origins = stage_environment(settings, environment, dotenv)
+        taken = {name: where for name, where in origins.items() if where != "generated"}
+        for name, where in taken.items():
+            say(f"{name} is taken from {where}")
+        if taken:
+            check_stage_settings(values)
+        write_environment(settings, values)
         config = write_config(settings, only, owner)
         parts = select(table(settings), only, settings.without)
         state = load(settings.folder / "state.json")

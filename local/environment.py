@@ -133,22 +133,26 @@ def overrides(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> dict
     return found
 
 
-def write_environment(
+def stage_environment(
     settings: LocalSettings, environment: Mapping[str, str], dotenv: Mapping[str, str]
-) -> dict[str, str]:
-    """Write `env`, `airflow.env` and Airflow's password file; return where each variable of `env` came from."""
-    folder = settings.folder
-    kept = load_secrets(folder)
-    values = generated(settings, kept)
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables of `env`, and where each came from."""
+    values = generated(settings, load_secrets(settings.folder))
     origins = dict.fromkeys(values, "generated")
     for name, (value, where) in overrides(environment, dotenv).items():
         values[name], origins[name] = value, where
+    return values, origins
+
+
+def write_environment(settings: LocalSettings, values: Mapping[str, str]) -> None:
+    """Write `env`, `airflow.env` and, once, Airflow's password file."""
+    folder = settings.folder
+    kept = load_secrets(folder)
     write_private(folder / "env", shell_lines(values))
     write_private(folder / "airflow.env", shell_lines(airflow_generated(settings, kept)))
     passwords = folder / "airflow" / "passwords.json"
     if not passwords.exists():
         write_private(passwords, json.dumps({ADMIN: kept["airflow_admin_password"]}))
-    return origins
 
 
 def shell_lines(values: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ Reads its addresses and credentials from the environment the supervisor gives it
 below). Which version migrated a database is kept as a comment on the database, so that it goes where the data goes.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -52,8 +53,9 @@ def bucket() -> None:
     client = boto3.client("s3", endpoint_url=os.environ["MILLRACE_JOB_S3_URL"], config=config)
     name = os.environ["MILLRACE_JOB_BUCKET"]
     if name not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
-        client.create_bucket(Bucket=name)
-        print(f"created bucket {name}")
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=name)
+            print(f"created bucket {name}")
 
 
 def _migrated_by(database: str) -> str | None:

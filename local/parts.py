@@ -118,8 +118,9 @@ def table(settings: LocalSettings) -> list[Part]:
     client = {"PGHOST": "127.0.0.1", "PGPORT": str(ports["postgres"]), "PGUSER": ROLE}
     client["PGPASSWORD"] = kept["postgres_password"]
     mlflow = {
-        **stage,
+        **{name: value for name, value in stage.items() if not name.startswith("MILLRACE_")},
         **credentials,
+        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
         "MLFLOW_BACKEND_STORE_URI": database_url(settings, kept, "mlflow", "+psycopg2"),
         "MLFLOW_S3_ENDPOINT_URL": endpoint,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -155,8 +156,7 @@ def table(settings: LocalSettings) -> list[Part]:
         Part(
             "mlflow",
             ("mlflow-migrate", "bucket"),
-            [*python, "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports["mlflow"]), "--workers", "1"]
-            + ["--artifacts-destination", f"s3://{BUCKET}/mlflow"],
+            [*python, "local.mlflow_server", str(ports["mlflow"])],
             mlflow,
             answers(ports["mlflow"], "/health"),
             {"mlflow": ports["mlflow"]},

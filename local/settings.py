@@ -102,7 +102,7 @@ def _number(name: str, text: str, problems: list[str], least: float, most: float
 
 def load_settings(environment: Mapping[str, str]) -> LocalSettings:
     """Return the settings found in `environment` (see `merged_environment`); LocalError lists all problems."""
-    found = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    found = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     problems = []
     for name in sorted(set(found) - set(VARIABLES)):
         near = difflib.get_close_matches(name, VARIABLES, n=1)
