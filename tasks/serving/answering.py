@@ -1,0 +1,232 @@
+"""How a question becomes an answer: look up chunks, fill the prompt, generate.
+
+Reads the index version of the live release through `tasks.knowledge.search`, and gives every request to
+the request log. Lookups run on one thread and generations on the model's, so neither crowds the cores;
+more than a bounded number of waiting requests are refused at once (`Busy`). Documents are cut to fit the
+prompt's share and the model's window, and what was cut is counted in the answer. Fails with `NoRelease`,
+`KnowledgeAway`, `QuestionTooLong`, `Busy`, or `UnknownModel`.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+
+from tasks.errors import MillraceError, ServiceUnavailable
+from tasks.serving.connection import KeptConnection
+from tasks.serving.language_model import Generated, Sampling
+from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
+from tasks.serving.releases import Loaded, Releases
+from tasks.serving.request_log import RequestLog, RequestRow
+
+if TYPE_CHECKING:
+    from tasks.knowledge.search import Hit
+
+log = logging.getLogger(__name__)
+
+LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that do not follow names
+
+Vector = NDArray[np.float32]
+Message = dict[str, str]
+Find = Callable[[Loaded, Vector, int], "Sequence[Hit]"]
+
+
+@dataclass(frozen=True)
+class BuiltPrompt:
+    """A prompt as token ids, the hits it shows, and what did not fit."""
+
+    token_ids: list[int]
+    shown: "Sequence[Hit]"
+    context_tokens: int
+    context_tokens_cut: int
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found."""
+
+    row: RequestRow
+    hits: "Sequence[Hit]"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a chat request got: the model's text, and what it was made from."""
+
+    row: RequestRow
+    loaded: Loaded
+    built: BuiltPrompt
+    generated: Generated
+
+
+class Line:
+    """A bounded number of places for requests that wait or are served."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._free = threading.BoundedSemaphore(places)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place until the block ends. Raises Busy when there is none."""
+        if not self._free.acquire(blocking=False):
+            raise Busy(f"expected at most {self._places} requests at once, found more. Next: retry after a second.")
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+class Assistant:
+    """Answers with the live release. Safe to call from many threads."""
+
+    def __init__(
+        self, releases: Releases, requests: RequestLog, find: Find, *, chat_places: int = 9, search_places: int = 24
+    ) -> None:
+        self.releases, self.requests = releases, requests
+        self._find = find
+        self._chat_line, self._search_line = Line(chat_places), Line(search_places)
+        self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lookup")
+
+    def search(self, question: str, k: int, client: str) -> Searched:
+        """Return the chunks nearest to `question`."""
+        row = RequestRow(kind="search", question=question, client=client)
+        with self._recorded(row), self._search_line.place(), self.releases.use() as loaded:
+            return Searched(row, self._look_up(loaded, row, k))
+
+    def chat(self, messages: Sequence[Message], model: str | None, sampling: Sampling, client: str) -> Answered:
+        """Return the model's answer to the last message, which is the user's."""
+        row = RequestRow(kind="chat", question=messages[-1]["content"], client=client)
+        with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
+            known = (LIVE_MODEL, loaded.release.model_name)
+            if model is not None and model not in known:
+                raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
+            hits = self._look_up(loaded, row, loaded.prompt.front.documents)
+            built = build_prompt(loaded, messages, hits, sampling.max_tokens)
+            generated = loaded.model.generate(loaded.adapter, built.token_ids, sampling).result()
+            row.answer = generated.text
+            row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
+            return Answered(row, loaded, built, generated)
+
+    def close(self) -> None:
+        """Stop the lookup thread."""
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def _look_up(self, loaded: Loaded, row: RequestRow, k: int) -> "Sequence[Hit]":
+        row.release, row.index_version = loaded.release.release, loaded.release.index_version
+
+        def work() -> "Sequence[Hit]":
+            cut_before = loaded.embedder.truncated
+            vector: Vector = loaded.embedder.encode([row.question])[0]
+            row.embedding = vector
+            row.question_cut = loaded.embedder.truncated > cut_before
+            return self._find(loaded, vector, k)
+
+        try:
+            hits = self._lookups.submit(work).result()
+        except ServiceUnavailable as error:
+            raise KnowledgeAway(f"expected the index to answer, found: {error}") from error
+        row.hits = [
+            {"chunk_id": hit.chunk_id, "document_uri": hit.document_uri, "score": float(hit.score)} for hit in hits
+        ]
+        row.best_score = max((float(hit.score) for hit in hits), default=None)
+        return hits
+
+    @contextmanager
+    def _recorded(self, row: RequestRow) -> Iterator[None]:
+        """Time the block and give its row to the request log, with the name of the error it ended with."""
+        started = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            row.error = type(error).__name__ if isinstance(error, MillraceError) else "InternalError"
+            raise
+        finally:
+            row.latency_ms = (time.monotonic() - started) * 1000
+            self.requests.put(row)
+            log.info("request=%s kind=%s error=%s ms=%.1f", row.id, row.kind, row.error, row.latency_ms)
+
+
+def find_in_postgres(connection: KeptConnection) -> Find:
+    """Return the lookup of `tasks.knowledge.search` over a kept connection."""
+
+    def find(loaded: Loaded, vector: Vector, k: int) -> "Sequence[Hit]":
+        from tasks.knowledge.search import search
+
+        return connection.run(lambda opened: search(opened, loaded.release.index_version, vector, k))
+
+    return find
+
+
+def build_prompt(loaded: Loaded, messages: Sequence[Message], hits: "Sequence[Hit]", max_tokens: int) -> BuiltPrompt:
+    """Return the prompt for `messages` with as much of `hits` as fits. Raises QuestionTooLong."""
+    tokenizer, front = loaded.model.tokenizer, loaded.prompt.front
+    plain = [{"role": message["role"], "content": defuse(message["content"], tokenizer)} for message in messages]
+    system = "\n\n".join([front.system, *(item["content"] for item in plain if item["role"] == "system")]).strip()
+    turns = [item for item in plain if item["role"] != "system"]
+
+    def rendered(context: str) -> list[int]:
+        question = {"role": "user", "content": loaded.prompt.render(context, turns[-1]["content"])}
+        first = [{"role": "system", "content": system}] if system else []
+        conversation = [*first, *turns[:-1], question]
+        try:
+            ids: list[int] = tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"expected roles in an order that the model's template takes, found: {error}. Next: reorder messages."
+            ) from error
+        return ids
+
+    room = loaded.model.window - max_tokens - len(rendered(""))
+    if room < 0:
+        raise QuestionTooLong(
+            f"expected messages and max_tokens to fit the model's window of {loaded.model.window} tokens, "
+            f"found {-room} too many. Next: shorten the messages or lower max_tokens."
+        )
+    # Tokens at the seams may merge or split: a small reserve keeps the whole inside the window.
+    budget = max(0, min(front.context_tokens, room - 8))
+    context, shown, used, cut = fit_context(hits, tokenizer, budget)
+    return BuiltPrompt(rendered(context), shown, used, cut)
+
+
+def fit_context(hits: "Sequence[Hit]", tokenizer: Any, budget: int) -> "tuple[str, Sequence[Hit], int, int]":
+    """Return the text of the best hits within `budget` tokens, those hits, tokens used, and tokens cut off."""
+    blocks: list[str] = []
+    shown: list[Hit] = []
+    used = cut = 0
+    for number, hit in enumerate(hits, start=1):
+        block = defuse(f"[{number}] {hit.title}\n{hit.text.strip()}\n\n", tokenizer)
+        encoded = tokenizer(block, add_special_tokens=False, return_offsets_mapping=True)
+        size, left = len(encoded["input_ids"]), budget - used
+        if size > left:
+            cut += size - max(left, 0)
+            block = block[: encoded["offset_mapping"][left][0]] if left > 0 else ""
+            size = max(left, 0)
+        if block.strip():
+            blocks.append(block)
+            shown.append(hit)
+        used += size
+    return "".join(blocks).strip(), shown, used, cut
+
+
+def defuse(text: str, tokenizer: Any) -> str:
+    """Return `text` in which the model's control tokens are plain text: nobody writes turns but the assistant."""
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens |= set(tokenizer.all_special_tokens)
+    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    if not longest_first:
+        return text
+    found = re.compile("|".join(map(re.escape, longest_first)))
+    # One space after the first character: the reader still sees it, the tokenizer no longer does.
+    return found.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -1,0 +1,269 @@
+"""The assistant's HTTP API, in OpenAI's shapes.
+
+`POST /v1/chat/completions`, `GET /v1/models`, `POST /v1/search`, `POST /v1/feedback`, `GET /healthz`
+(the process lives), `GET /readyz` (a release is loaded; what is wrong otherwise). Reads and writes
+through `Assistant` and the feedback table. Every error is OpenAI's error object.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from tasks.errors import MillraceError
+from tasks.release.ledger import Release
+from tasks.serving.answering import LIVE_MODEL, Answered, Assistant, Searched
+from tasks.serving.feedback import FeedbackBox, request_uuid
+from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
+from tasks.serving.language_model import Sampling
+from tasks.serving.refusals import InvalidRequest, error_object
+
+MAX_TOKENS = 1024
+QUESTION_CHARACTERS = 8_000
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("a NUL character cannot be stored")
+    if not text.strip():
+        raise ValueError("text is expected, found only blanks")
+    return text
+
+
+Text = Annotated[str, Field(max_length=100_000), AfterValidator(_storable)]
+Question = Annotated[str, Field(max_length=QUESTION_CHARACTERS), AfterValidator(_storable)]
+Client = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class Strict(BaseModel):
+    """Base of request bodies: a field that would be ignored is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(Strict):
+    """A part of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+
+    def plain(self) -> dict[str, str]:
+        """Return role and text, as a chat template takes them."""
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(Strict):
+    """Body of /v1/chat/completions. Fields of OpenAI's that are not here are refused, never ignored."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=200)]
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    n: Literal[1] = 1
+    stream: Literal[False] = False
+    user: Client = ""
+
+    def sampling(self) -> Sampling:
+        """Return how tokens are chosen."""
+        most = self.max_completion_tokens or self.max_tokens or Sampling.max_tokens
+        return Sampling(most, self.temperature, self.top_p, self.seed)
+
+
+class SearchRequest(Strict):
+    """Body of /v1/search."""
+
+    query: Question
+    k: int = Field(default=5, ge=1, le=50)
+    user: Client = ""
+
+
+class FeedbackRequest(Strict):
+    """Body of /v1/feedback. `request_id` is the id of a completion, or its `request_id`."""
+
+    request_id: Annotated[str, Field(max_length=100)]
+    rating: Literal["up", "down"]
+    correction: Text | None = None
+    comment: Text | None = None
+    reviewed_by: Annotated[Text, Field(max_length=200)] | None = None
+
+
+def create_app(
+    assistant: Assistant, feedback: FeedbackBox, *, keys: tuple[str, ...] = (), body_bytes: int = BODY_BYTES
+) -> FastAPI:
+    """Return the application. Its threads are those of `assistant`, which the caller starts and closes."""
+    app = FastAPI(title="Millrace assistant", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, keys=keys, body_bytes=body_bytes)
+    _add_error_handlers(app)
+    _add_probes(app, assistant)
+
+    @app.post("/v1/chat/completions")
+    def chat(body: ChatRequest) -> dict[str, Any]:
+        messages = [message.plain() for message in body.messages]
+        if messages[-1]["role"] != "user":
+            raise InvalidRequest(
+                f"expected the last message from 'user', found {messages[-1]['role']!r}. Next: add it."
+            )
+        if len(messages[-1]["content"]) > QUESTION_CHARACTERS:
+            raise InvalidRequest(f"expected a question of at most {QUESTION_CHARACTERS} characters. Next: shorten it.")
+        return completion(assistant.chat(messages, body.model, body.sampling(), body.user))
+
+    @app.post("/v1/search")
+    def search(body: SearchRequest) -> dict[str, Any]:
+        return search_result(assistant.search(body.query, body.k, body.user))
+
+    @app.post("/v1/feedback")
+    def give_feedback(body: FeedbackRequest) -> dict[str, Any]:
+        request_id = request_uuid(body.request_id)
+        status = feedback.add(request_id, body.rating, body.correction, body.comment, body.reviewed_by)
+        return {"object": "feedback", "request_id": str(request_id), "status": status}
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        live = assistant.releases.live
+        names = (LIVE_MODEL, live.release.model_name) if live else ()
+        return {"object": "list", "data": [model_entry(name, live.release) for name in names if live]}
+
+    return app
+
+
+def model_entry(name: str, release: Release) -> dict[str, Any]:
+    """Return an entry of /v1/models."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(release.created_at.timestamp()),
+        "owned_by": "millrace",
+        "millrace": {
+            "release": release.release,
+            "model_version": release.model_version,
+            "base_model": release.base_model,
+            "index_version": release.index_version,
+            "prompt_sha256": release.prompt_sha256,
+        },
+    }
+
+
+def completion(answered: Answered) -> dict[str, Any]:
+    """Return OpenAI's chat completion, with the documents and counts of Millrace."""
+    row, release = answered.row, answered.loaded.release
+    built, generated = answered.built, answered.generated
+    return {
+        "id": f"chatcmpl-{row.id.hex}",
+        "object": "chat.completion",
+        "created": int(row.created_at.timestamp()),
+        "model": release.model_name,
+        "system_fingerprint": f"release-{release.release}",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": generated.text},
+                "logprobs": None,
+                "finish_reason": generated.finish_reason,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": generated.prompt_tokens,
+            "completion_tokens": generated.completion_tokens,
+            "total_tokens": generated.prompt_tokens + generated.completion_tokens,
+        },
+        "request_id": str(row.id),
+        "documents": [document(hit) for hit in built.shown],
+        "millrace": {
+            "release": release.release,
+            "model_version": release.model_version,
+            "index_version": release.index_version,
+            "context_tokens": built.context_tokens,
+            "context_tokens_cut": built.context_tokens_cut,
+            "documents_left_out": len(row.hits) - len(built.shown),
+            "question_cut_for_lookup": row.question_cut,
+            "seconds": round(row.latency_ms / 1000, 3),
+        },
+    }
+
+
+def search_result(searched: Searched) -> dict[str, Any]:
+    """Return what a search found."""
+    row = searched.row
+    return {
+        "object": "search.result",
+        "id": str(row.id),
+        "request_id": str(row.id),
+        "data": [document(hit) for hit in searched.hits],
+        "millrace": {
+            "release": row.release,
+            "index_version": row.index_version,
+            "question_cut_for_lookup": row.question_cut,
+            "ms": round(row.latency_ms, 2),
+        },
+    }
+
+
+def document(hit: Any) -> dict[str, Any]:
+    """Return a hit as it is cited."""
+    return {
+        "uri": hit.document_uri,
+        "title": hit.title,
+        "score": round(float(hit.score), 4),
+        "chunk_id": hit.chunk_id,
+        "ordinal": hit.ordinal,
+        "text": hit.text,
+    }
+
+
+def _add_probes(app: FastAPI, assistant: Assistant) -> None:
+    started = time.time()
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        return {"status": "ok", "uptime_seconds": round(time.time() - started, 1)}
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        live, problem = assistant.releases.live, assistant.releases.problem
+        body = {
+            "ready": live is not None,
+            "release": live.release.release if live else None,
+            "model_version": live.release.model_version if live else None,
+            "index_version": live.release.index_version if live else None,
+            "problem": problem,
+            "requests": assistant.requests.counts(),
+        }
+        return JSONResponse(body, 200 if live else 503)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(MillraceError)
+    async def refused(_request: Request, error: MillraceError) -> JSONResponse:
+        return refusal_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        text = f"{place or 'body'}: {first['msg'].lower()}{more}. Next: see GET /openapi.json."
+        return JSONResponse(error_object(400, text, "invalid_request", place or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        text = f"expected a route of GET /openapi.json, found {request.method} {request.url.path} ({error.detail})."
+        return JSONResponse(error_object(error.status_code, text, "no_route"), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def broken(_request: Request, _error: Exception) -> JSONResponse:
+        return JSONResponse(error_object(500, "the assistant failed; its log says why.", "internal_error"), 500)

@@ -1,0 +1,110 @@
+"""`python -m tasks serve [--host 127.0.0.1] [--port 8000] [--threads N]`: starts the assistant.
+
+Reads the settings; the live release is found by `releases`, so the server starts with none and is ready
+once one is loaded. Refuses (exit code 2) to listen beyond this machine without accepted API keys, and
+says so when the port is in use. On SIGTERM it ends the requests at hand, writes or spools the request
+log, and exits 0.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from tasks.errors import OptionError, SettingsError, nearest
+from tasks.serving.answering import Assistant, find_in_postgres
+from tasks.serving.api import create_app
+from tasks.serving.connection import KeptConnection
+from tasks.serving.feedback import FeedbackBox
+from tasks.serving.guard import parse_keys
+from tasks.serving.releases import Releases
+from tasks.serving.request_log import RequestLog
+from tasks.settings import Settings, settings
+
+log = logging.getLogger(__name__)
+
+LOCAL_HOSTS = {"127.0.0.1", "localhost", "::1"}
+GRACE_SECONDS = 30
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT; return 0."""
+    from tasks.__main__ import parse_options
+
+    given = {"host": "127.0.0.1", "port": "8000", "threads": str(len(os.sched_getaffinity(0)))}
+    options = parse_options(arguments)
+    for name in options:
+        if name not in given:
+            raise OptionError(f"expected --host, --port or --threads, found --{name}.{nearest(name, given)}")
+    given |= options
+    port, threads = _number(given["port"], "port", 0, 65_535), _number(given["threads"], "threads", 1, 1024)
+    configured = settings()
+    keys = parse_keys(configured.assistant_key_sha256)
+    if given["host"] not in LOCAL_HOSTS and not keys:
+        raise SettingsError(
+            f"expected MILLRACE_ASSISTANT_KEY_SHA256 for an assistant on {given['host']}, found none: without keys it "
+            "answers on 127.0.0.1 only. Next: set the SHA-256 of each accepted key, or leave --host out."
+        )
+    listener = listen(given["host"], port)
+    with running(configured, threads) as (assistant, feedback):
+        app = create_app(assistant, feedback, keys=keys)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+            )
+        )
+        # uvicorn raises the signal again after its own orderly end; by then there is nothing left to interrupt.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+        log.info("assistant listens on %s:%d", *listener.getsockname()[:2])
+        server.run(sockets=[listener])
+    return 0
+
+
+@contextmanager
+def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, FeedbackBox]]:
+    """Yield the assistant with its threads running; at the end stop them, and write or spool the request log."""
+    url = configured.database_url.get_secret_value()
+    connections = [KeptConnection(url) for _ in range(4)]
+    releases = Releases(configured, connections[0], threads=threads)
+    requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
+    assistant = Assistant(releases, requests, find_in_postgres(connections[2]))
+    feedback = FeedbackBox(connections[3], requests)
+    releases.start()
+    try:
+        yield assistant, feedback
+    finally:
+        assistant.close()
+        releases.close()
+        requests.close()
+        for connection in connections:
+            connection.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OptionError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OptionError(
+            f"expected {host}:{port} to be free, found {error.strerror or error}. "
+            "Next: stop what listens there, or choose another --port."
+        ) from error
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+def _number(text: str, name: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise OptionError(f"expected --{name} from {least} to {most}, found {text!r}. Next: correct it.")
+    return int(text)
