@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     keep_index_versions: int = Field(
         default=3, ge=1, description="Index versions kept by housekeeping besides released ones"
     )
+    keep_releases: int = Field(
+        default=10, ge=1, description="Newest releases whose index version is kept, so that they can be restored"
+    )
     keep_run_days: int = Field(default=30, ge=1, description="Days run folders are kept by housekeeping")
 
     announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")

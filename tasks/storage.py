@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -168,6 +169,14 @@ class Storage:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
                 for item in page.get("Contents", []):
                     yield f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')
+
+    def list_modified(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Yield (URI, moment of the last write) of every object whose URI starts with `prefix`."""
+        bucket, key = split_uri(prefix)
+        with _answering(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
+                for item in page.get("Contents", []):
+                    yield f"s3://{bucket}/{item['Key']}", item["LastModified"]
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete every object whose URI starts with `prefix`; return how many there were."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.contracts import Manifest
+from tasks.knowledge.index_tables import Version
 from tasks.release.evidence import Evidence
-from tasks.release.index import Index
 from tasks.release.ledger import Release
 
 _SHORT = 12
@@ -21,7 +21,7 @@ class Proposal:
     """What would be live after the release, beside what is live now."""
 
     live: Release | None
-    index: Index
+    index: Version
     register: Manifest | None
     evidence: Evidence | None
     prompt: str
@@ -134,7 +134,7 @@ def _losses(evidence: Evidence) -> list[str]:
     return lines
 
 
-def _retrieval(index: Index) -> list[str]:
+def _retrieval(index: Version) -> list[str]:
     figures = ", ".join(f"{name} {float(index.metrics[key]):.3f}" for name, key in _RETRIEVAL if key in index.metrics)
     questions = index.metrics.get("questions")
     on = f" on {int(questions)} golden questions" if questions is not None else ""

@@ -13,11 +13,10 @@ from tasks import tracking
 from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ReleaseError
+from tasks.knowledge.index_tables import Version, current
 from tasks.release import evidence as proofs
-from tasks.release import index as indexes
 from tasks.release import ledger as releases
 from tasks.release.body import Proposal, markdown
-from tasks.release.index import Index
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
 from tasks.release.register import ALIAS
@@ -38,7 +37,7 @@ class Found:
     """The parts at hand, before it is known whether they make a release."""
 
     live: Release | None
-    index: Index
+    index: Version
     register: Manifest | None
     prompt: str
 
@@ -138,7 +137,7 @@ def _find(settings: Settings, storage: Storage, options: Options) -> Found:
     register = _manifest(storage, candidate, "register") if candidate else None
     switch = _manifest(storage, options.index, "switch_index") if options.index else None
     with ledger(settings) as connection:
-        live, index = releases.live(connection), indexes.current(connection)
+        live, index = releases.live(connection), current(connection)
     if index is None:
         raise ReleaseError(
             "expected a current index version to release with the model, found none. Next: trigger sync_knowledge."

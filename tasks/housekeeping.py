@@ -1,0 +1,113 @@
+"""Retire what nobody uses any more: index versions and run folders.
+
+Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An index version is kept when
+it is current, when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it
+is among the newest `MILLRACE_KEEP_INDEX_VERSIONS` of the rest; one that is being built is kept for a day.
+A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`. Writes `retired`,
+the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
+listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tasks.database import Connection
+from tasks.knowledge import index_tables
+from tasks.release import ledger as releases
+from tasks.release.ledger import ledger
+from tasks.stage import Stage, StageContext, StageOptions, StageResult
+
+_BUILD_TIME = timedelta(days=1)
+
+
+class Options(StageOptions):
+    """Whether to retire, or only to say what would be retired."""
+
+    dry_run: Literal["yes", "no"] = Field(default="no", description="yes: only list")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What decides whether an index version is kept."""
+
+    version: int
+    status: str
+    table_name: str
+    created_at: datetime
+
+
+def run(context: StageContext, options: Options) -> StageResult:
+    """Drop index versions and delete run folders that nobody uses; list each one."""
+    now, dry = datetime.now(UTC), options.dry_run == "yes"
+    with ledger(context.settings) as connection:
+        # Held until the end: no release can name a version while it is being dropped.
+        releases.lock(connection)
+        versions = old_versions(
+            _known(connection),
+            _released(connection, context.settings.keep_releases),
+            context.settings.keep_index_versions,
+            now,
+        )
+        for known in versions:
+            if not dry:
+                index_tables.drop(connection, known.version)
+    limit = now - timedelta(days=context.settings.keep_run_days)
+    folders = old_folders(context.storage.list_modified(f"{context.bucket}/runs/"), limit, context.run)
+    objects = sum(count for _folder, count in folders)
+    for folder, _count in folders:
+        if not dry:
+            context.storage.delete_prefix(folder)
+    rows: list[dict[str, Any]] = [
+        {"kind": "index_version", "name": known.table_name, "version": known.version, "status": known.status}
+        for known in versions
+    ]
+    rows += [{"kind": "run_folder", "name": folder, "objects": count} for folder, count in folders]
+    return StageResult(
+        outputs={"retired": context.storage.put_rows(f"{context.folder}/retired.jsonl", rows)},
+        counts={"index_versions": len(versions), "run_folders": len(folders), "objects": objects},
+        facts={"dry_run": dry, "index_versions": [known.version for known in versions]},
+    )
+
+
+def old_versions(known: Sequence[Known], released: set[int], keep: int, now: datetime) -> list[Known]:
+    """Return the versions to drop, oldest first."""
+    rest = [
+        item
+        for item in sorted(known, key=lambda item: item.version, reverse=True)
+        if item.status not in {"current", "retired"} and item.version not in released
+    ]
+    settled = [item for item in rest if item.status in {"former", "refused"} or now - item.created_at > _BUILD_TIME]
+    return settled[keep:][::-1]
+
+
+def old_folders(objects: Iterable[tuple[str, datetime]], limit: datetime, own: str) -> list[tuple[str, int]]:
+    """Return (URI with a slash at its end, objects) of each run folder in which nothing was written since `limit`."""
+    newest: dict[str, datetime] = {}
+    counts: dict[str, int] = {}
+    for uri, modified in objects:
+        # s3://BUCKET/runs/DAG_ID/RUN_ID/...
+        parts = uri.split("/", 6)
+        if len(parts) < 7:
+            continue  # an object that is not inside a run folder is not ours to delete
+        folder = "/".join(parts[:6]) + "/"
+        newest[folder] = max(modified, newest.get(folder, modified))
+        counts[folder] = counts.get(folder, 0) + 1
+    own_folder = own.rstrip("/") + "/"
+    return [(folder, counts[folder]) for folder in sorted(newest) if newest[folder] < limit and folder != own_folder]
+
+
+def _known(connection: Connection) -> list[Known]:
+    rows = connection.execute("SELECT version, status, table_name, created_at FROM index_versions").fetchall()
+    return [Known(**row) for row in rows]
+
+
+def _released(connection: Connection, keep: int) -> set[int]:
+    """Return the index versions that the newest releases name; the live one is the newest of them."""
+    return {release.index_version for release in releases.history(connection, keep)}
+
+
+STAGE = Stage("retire", Options, run)
