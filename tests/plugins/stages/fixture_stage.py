@@ -1,5 +1,6 @@
 """A tiny real stage, started as launchers start `tasks`: it writes to S3 and ends as its option `end` says."""
 
+import json
 import os
 import platform
 import signal
@@ -8,13 +9,14 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tasks.__main__ import parse_options
 from tasks.contracts import Manifest, stage_uri
 from tasks.storage import Storage
 
 
-def manifest(stage: str, run: str, part: str | None, status: str, end: str) -> None:
+def manifest(stage: str, run: str, part: str | None, status: str, end: str, **facts: Any) -> None:
     """Write an output and the manifest that names it."""
     storage = Storage(os.environ["MILLRACE_S3_ENDPOINT_URL"])
     now = datetime.now(UTC)
@@ -23,7 +25,7 @@ def manifest(stage: str, run: str, part: str | None, status: str, end: str) -> N
         Manifest(
             stage=stage, part=part, run=run, status=status, reason="too few rows" if status == "refused" else None,
             fingerprint=end, outputs={"out": output}, counts={"rows": 1},
-            facts={"parts": ["0000", "0001"], "noop": end == "noop", "mlflow_run_id": "abc"},
+            facts={"parts": ["0000", "0001"], "noop": end == "noop", "mlflow_run_id": "abc", **facts},
             code_revision="test", host=platform.node(), started_at=now, ended_at=now,
         )
     )  # fmt: skip
@@ -50,7 +52,8 @@ def main(arguments: list[str]) -> int:
     end, run = options.get("end", "complete"), options["run"]
     print("2026-11-20 10:00:00,000 WARNING fixture a line of its log", file=sys.stderr)
     if end in {"complete", "tampered", "noop"}:
-        manifest(stage, run, options.get("part"), "complete", end)
+        facts = json.loads(options.get("facts", "{}"))
+        manifest(stage, run, options.get("part"), "complete", end, **facts)
     if end == "refused":
         manifest(stage, run, None, "refused", end)
         return 3
