@@ -21,7 +21,7 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from tasks.errors import MillraceError, ServiceUnavailable
+from tasks.errors import DataError, MillraceError, ServiceUnavailable
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
@@ -133,7 +133,7 @@ class Assistant:
 
         try:
             hits = self._lookups.submit(work).result()
-        except ServiceUnavailable as error:
+        except (ServiceUnavailable, DataError) as error:  # Postgres is away, or the version was retired under us
             raise KnowledgeAway(f"expected the index to answer, found: {error}") from error
         row.hits = [
             {"chunk_id": hit.chunk_id, "document_uri": hit.document_uri, "score": float(hit.score)} for hit in hits
@@ -176,8 +176,8 @@ def build_prompt(loaded: Loaded, messages: Sequence[Message], hits: "Sequence[Hi
 
     def rendered(context: str) -> list[int]:
         question = {"role": "user", "content": loaded.prompt.render(context, turns[-1]["content"])}
-        first = [{"role": "system", "content": system}] if system else []
-        conversation = [*first, *turns[:-1], question]
+        # An empty system message too, as in training: without one, some templates add a greeting of their own.
+        conversation = [{"role": "system", "content": system}, *turns[:-1], question]
         try:
             ids: list[int] = tokenizer.apply_chat_template(
                 conversation, add_generation_prompt=True, tokenize=True, return_dict=False
