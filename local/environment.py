@@ -25,7 +25,7 @@ ROLE = "millrace"
 ADMIN = "admin"
 # Other tools' variables in the user's shell would reach into the stack (a real AWS account, another Airflow).
 DROPPED = ("AIRFLOW_", "AWS_", "MLFLOW_", "PG", "MILLRACE_", "PYTHON", "VIRTUAL_ENV", "S3_")
-SECRET_NAME = re.compile(r"KEY|PASSWORD|SECRET|TOKEN|CONN$")
+SECRET_NAME = re.compile(r"(^|_)(KEY|PASSWORD|SECRET|TOKEN|CONN)(_|$)")
 
 
 def load_secrets(folder: Path) -> dict[str, str]:

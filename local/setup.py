@@ -28,6 +28,7 @@ NETWORK_SIGNS = (
     "ProxyError",
     "SSLError",
     "Connection refused",
+    "(from versions: none)",  # pip says no more than this when it does not try again
 )
 
 
@@ -120,7 +121,7 @@ def explain(log):
     lines = log.read_text(errors="replace").splitlines()
     text = "\n".join(lines[-200:])
     if any(sign in text for sign in NETWORK_SIGNS):
-        reason = "a package index that does not answer"
+        reason = "a package index that does not answer, or lacks a package"
         step = "check the network, the proxy, and pip's index (`pip config list`), then `make setup` again"
     elif "No space left" in text:
         reason, step = "a full disk", "free some space, then `make setup` again"
