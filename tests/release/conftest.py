@@ -1,0 +1,177 @@
+"""A database of its own for each test, and fine-tunes whose stages are small but whose manifests are real."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tasks.contracts import Manifest, digest, digest_of
+from tasks.database import connect, migrate
+from tasks.registry import load_stage
+from tasks.settings import Settings, load_settings
+from tasks.settings import settings as process_settings
+from tasks.stage import Stage, StageContext, StageOptions, StageResult, run_stage
+from tasks.storage import Storage
+
+
+class Training(StageOptions):
+    """The one option of `train` that a release reads."""
+
+    base_model: str = "package:tests/base"
+
+
+class NoOptions(StageOptions):
+    """None."""
+
+
+@dataclass
+class House:
+    """The stack with an empty database of this test's own, and helpers to make what a release needs."""
+
+    settings: Settings
+    storage: Storage
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.settings.database_url.get_secret_value()
+
+    def stage(self, stage: Stage[Any] | str, run: str, **options: str) -> Manifest:
+        """Run a stage as `python -m tasks` would."""
+        return run_stage(load_stage(stage) if isinstance(stage, str) else stage, self.settings, run, None, options)
+
+    def run(self, dag: str) -> str:
+        """Return a new run folder."""
+        return f"s3://{self.settings.s3_bucket}/runs/{dag}/{uuid.uuid4()}"
+
+    def tuned(
+        self,
+        weights: bytes,
+        *,
+        verdict: str = "promote",
+        champion: int | None = None,
+        held_out: str = "one",
+        gate_facts: dict[str, Any] | None = None,
+    ) -> str:
+        """Return the run folder of a fine-tune up to its gate; the adapter's weights are `weights`."""
+        run = self.run("fine_tune")
+        adapter = f"s3://{self.settings.s3_bucket}/models/{digest(weights.hex())}/adapter"
+        mlflow_run = self.mlflow_run()
+
+        def dataset(context: StageContext, options: NoOptions) -> StageResult:
+            parts = {
+                name: context.storage.put_rows(f"{context.folder}/{name}.jsonl", [{"id": f"{name} {held_out}"}])
+                for name in ("train", "held_out")
+            }
+            return StageResult(outputs=parts, facts={"dataset_sha256": digest_of(parts)})
+
+        def train(context: StageContext, options: Training) -> StageResult:
+            files = {
+                "adapter/adapter_model.safetensors": context.storage.put_bytes(
+                    f"{adapter}/adapter_model.safetensors", weights
+                ),
+                "adapter/adapter_config.json": context.storage.put_json(f"{adapter}/adapter_config.json", {"r": 8}),
+            }
+            sha256 = digest_of({name.removeprefix("adapter/"): artifact for name, artifact in files.items()})
+            facts = {
+                "adapter_uri": adapter,
+                "adapter_sha256": sha256,
+                "training_fingerprint": digest(weights.hex()),
+                "mlflow_run_id": mlflow_run,
+                "recipe": "test",
+                "base_revision": "b" * 40,
+                "reused": False,
+            }
+            return StageResult(outputs=files, facts=facts, counts={"steps": 8, "rows": 64}, base_model="b" * 40)
+
+        def evaluate(context: StageContext, options: NoOptions) -> StageResult:
+            metrics = {"base_loss": 3.5, "candidate_loss": 3.0, "difference": -0.5}
+            bounds = {f"{name}_{side}": metrics[name] + (0.1 if side == "high" else -0.1) for name in metrics for side in ("low", "high")}  # fmt: skip
+            facts = {
+                "champion_release": champion,
+                "adapter_sha256": context.inputs["train"].facts["adapter_sha256"],
+                "held_out_sha256": context.input("validate_dataset", "held_out").sha256,
+                "output_changed": True,
+                "rows": 40,
+            }
+            report = context.storage.put_json(f"{context.folder}/report.json", metrics)
+            return StageResult(outputs={"report": report}, metrics=metrics | bounds, facts=facts)
+
+        def gate(context: StageContext, options: NoOptions) -> StageResult:
+            measured = context.inputs["evaluate"].facts
+            facts = {"verdict": verdict, "reason": "the interval is below zero"} | {
+                name: measured[name] for name in ("adapter_sha256", "held_out_sha256")
+            }
+            return StageResult(facts=facts | (gate_facts or {}), status="complete" if verdict == "promote" else "refused")
+
+        self.stage(Stage("validate_dataset", NoOptions, dataset), run)
+        self.stage(Stage("train", Training, train, needs=("validate_dataset",)), run)
+        self.stage(Stage("evaluate", NoOptions, evaluate, needs=("validate_dataset", "train")), run)
+        self.stage(Stage("gate", NoOptions, gate, needs=("train", "evaluate", "validate_dataset")), run)
+        return run
+
+    def candidate(self, weights: bytes, **arguments: Any) -> Manifest:
+        """Return the manifest of a registered candidate."""
+        return self.stage("register", self.tuned(weights, **arguments))
+
+    def index(self, chunks: int = 3) -> int:
+        """Make an index version with a few chunks current; return its number."""
+        with connect(self.url) as connection:
+            connection.execute("UPDATE index_versions SET status = 'former' WHERE status = 'current'")
+            row = connection.execute(
+                "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, "
+                "documents, chunks, metrics, run) VALUES ('f', 'test', 'c', 'test embedder', 2, "
+                "'chunks_v' || currval(pg_get_serial_sequence('index_versions', 'version')), 'current', 1, %s, %s::jsonb, %s) "
+                "RETURNING version, table_name",
+                (chunks, json.dumps({"recall_at_5": 0.9, "ndcg_at_10": 0.8, "questions": 60}), self.run("sync_knowledge")),
+            ).fetchone()
+            assert row is not None
+            table = sql.Identifier(row["table_name"])
+            connection.execute(sql.SQL("CREATE TABLE {} (chunk_id text, embedding vector(2))").format(table))
+            for number in range(chunks):
+                connection.execute(sql.SQL("INSERT INTO {} VALUES (%s, '[1,0]')").format(table), (str(number),))
+        return int(row["version"])
+
+    def promote(self, candidate: str = "", index: str = "", approved_by: str = "Ada", reason: str = "better") -> Manifest:
+        """Propose and promote in one new run."""
+        run = self.run("promote_release")
+        self.stage("propose", run, candidate=candidate, index=index)
+        return self.stage("promote", run, approved_by=approved_by, reason=reason)
+
+    def mlflow(self) -> Any:
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=self.settings.mlflow_tracking_uri)
+
+    def mlflow_run(self) -> str:
+        if self.settings.mlflow_tracking_uri.endswith(":9"):
+            return "away"
+        from tasks import tracking
+
+        with tracking.answering(self.settings) as client:
+            return tracking.run_for(client, str(uuid.uuid4()), {}, "tests")
+
+    def with_settings(self, **changes: Any) -> "House":
+        """Return this house with other settings."""
+        return House(self.settings.model_copy(update=changes), self.storage)
+
+
+@pytest.fixture
+def house(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A house with an empty ledger and a model name of its own."""
+    name = f"release_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = stack.url_of(name)
+    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": url, "MILLRACE_MODEL_NAME": name}).items():
+        monkeypatch.setenv(variable, value)
+    process_settings.cache_clear()
+    migrate(url)
+    yield House(load_settings(), Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
+    process_settings.cache_clear()
+
