@@ -120,6 +120,9 @@ def main(arguments: list[str]) -> int:
     except LocalError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nInterrupted. Parts that were started go on; `make status` shows them, `make down` stops them.")
+        return 130
     return 0
 
 

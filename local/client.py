@@ -186,8 +186,8 @@ def down(folder: Path, say: Say) -> bool:
                 _report_stopped(load(folder / "state.json"), reported, say)
                 time.sleep(0.1)
             kill([daemon])
+            _report_stopped(load(folder / "state.json"), reported, say)
         state = load(folder / "state.json")
-        _report_stopped(state, reported, say)
         for name, part in reversed(state.parts.items()):
             # Only when the daemon was killed before: nobody is left to stop these in order.
             if part.identity is not None and alive(part.identity):

@@ -6,12 +6,15 @@ is noticed by `.venv/.millrace-installing` and thrown away by the next try: pip 
 whole and are not. Ends with 2, and one message, on a wrong Python, a full disk, an index that does not answer.
 """
 
+from __future__ import annotations  # this file has to start on old Pythons, to refuse them
+
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,7 +39,7 @@ class SetupError(Exception):
     """Bad input; the text is the one message."""
 
 
-def check_python(version):
+def check_python(version: Sequence[int]) -> None:
     """Fail unless `version` is the one the locks are made for."""
     if tuple(version[:2]) != PYTHON:
         raise SetupError(
@@ -45,7 +48,7 @@ def check_python(version):
         )
 
 
-def check_disk(folder, least):
+def check_disk(folder: Path, least: float) -> None:
     """Fail when the disk of `folder` has less than `least` GB free."""
     free = shutil.disk_usage(str(folder)).free / 1024**3
     if free < least:
@@ -55,7 +58,7 @@ def check_disk(folder, least):
         )
 
 
-def least_free(environment):
+def least_free(environment: Mapping[str, str]) -> float:
     """Return the GB asked for: MILLRACE_LOCAL_MIN_FREE_GB, or what an installation takes."""
     text = environment.get("MILLRACE_LOCAL_MIN_FREE_GB", "")
     try:
@@ -64,7 +67,7 @@ def least_free(environment):
         raise SetupError(f"MILLRACE_LOCAL_MIN_FREE_GB: expected a number, found {text!r}.") from None
 
 
-def digest(requirements):
+def digest(requirements: Path) -> str:
     """Return the digest of the locks and of the Python they are installed for."""
     found = hashlib.sha256(repr(PYTHON).encode())
     for name in LOCKS:
@@ -72,14 +75,14 @@ def digest(requirements):
     return found.hexdigest()
 
 
-def up_to_date(venv, wanted):
+def up_to_date(venv: Path, wanted: str) -> bool:
     """Say whether `venv` holds what the locks say."""
     marker = venv / ".millrace-lock"
     whole = marker.exists() and not (venv / ".millrace-installing").exists()
     return whole and marker.read_text().strip() == wanted and (venv / "bin" / "python").exists()
 
 
-def usable(venv):
+def usable(venv: Path) -> bool:
     """Say whether `venv` can be installed into as it is."""
     python = venv / "bin" / "python"
     if not python.exists() or (venv / ".millrace-installing").exists():
@@ -88,7 +91,7 @@ def usable(venv):
     return subprocess.run([str(python), "-c", code], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def pip(venv, log, *arguments):
+def pip(venv: Path, log: Path, *arguments: str) -> None:
     """Run pip; its output goes to `log`, and one line a package to the screen's last line."""
     command = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     command += ["--no-compile", "--progress-bar", "off"]
@@ -105,7 +108,7 @@ def pip(venv, log, *arguments):
             cwd=str(REPOSITORY),
         )
         collected = 0
-        for line in process.stdout:
+        for line in process.stdout or ():
             output.write(line)
             collected += line.startswith("Collecting ")
             if line.startswith("Installing collected packages"):
@@ -116,7 +119,7 @@ def pip(venv, log, *arguments):
         raise SetupError(explain(log))
 
 
-def explain(log):
+def explain(log: Path) -> str:
     """Return the message for a pip that failed."""
     lines = log.read_text(errors="replace").splitlines()
     text = "\n".join(lines[-200:])
@@ -135,7 +138,7 @@ def explain(log):
     )
 
 
-def install(venv, requirements, wanted):
+def install(venv: Path, requirements: Path, wanted: str) -> None:
     """Make `venv` hold what the locks say."""
     marker, installing = venv / ".millrace-lock", venv / ".millrace-installing"
     if not usable(venv):
@@ -154,10 +157,10 @@ def install(venv, requirements, wanted):
     installing.unlink()
 
 
-def main():
+def main() -> int:
     """Bring `.venv` up to date."""
     try:
-        check_python(sys.version_info)
+        check_python(sys.version_info[:2])
         venv = REPOSITORY / ".venv"
         wanted = digest(REQUIREMENTS)
         if up_to_date(venv, wanted):

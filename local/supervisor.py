@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 from local.environment import inherited
 from local.parts import Part
@@ -114,12 +115,14 @@ class Runner(threading.Thread):
         while not self.stack.stopping.is_set():
             running = self._alive()
             if not running and self.part.health is None and self.popen is not None and self.popen.returncode == 0:
-                return self._healthy(began)
+                self._healthy(began)
+                return None
             if not running:
                 return f"ended{self._code()} before it was healthy" if self.part.health else f"ended{self._code()}"
             missing = self.part.health(self.state.started) if self.part.health else "still runs"
             if missing is None:
-                return self._healthy(began)
+                self._healthy(began)
+                return None
             if time.monotonic() - began > self.stack.start_timeout:
                 return f"not healthy after {self.stack.start_timeout:.0f} s: {missing}"
             self.state.message = missing
@@ -176,7 +179,7 @@ class Supervisor:
         """Say whether what needs this part may start."""
         return name not in self.state.parts or self.state.parts[name].state in {"healthy", "done"}
 
-    def open_log(self, name: str):  # type: ignore[no-untyped-def]
+    def open_log(self, name: str) -> BinaryIO:
         """Open a part's log for appending; a large one is put aside first."""
         path = self.folder / "logs" / f"{name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
