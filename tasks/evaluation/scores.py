@@ -1,0 +1,92 @@
+"""The loss of a model, and of adapters upon it, on each held-out row.
+
+Reads a base model's folder and adapter folders. Writes nothing. One model is in memory, its adapters are
+switched on it. Fails with `ModelError` when an adapter does not belong to the base model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ModelError
+from tasks.evaluation.paired import Score
+from tasks.training.adapters import WEIGHTS
+from tasks.training.encoding import Encoded, by_length, encode, pad, pad_id
+
+BASE = "base"
+_PROBED = 32  # answer positions at which logits are compared
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one model, and its logits at some answer positions of the first batch."""
+
+    scores: list[Score]
+    probe: Any
+
+
+def score(
+    base: Path,
+    adapters: Mapping[str, Path],
+    rows: Sequence[dict[str, Any]],
+    system_prompt: str,
+    max_tokens: int,
+    rows_per_batch: int,
+    accelerator: str,
+) -> Iterator[tuple[str, Scored]]:
+    """Yield (name, scores) of the base model (`base`), then of each adapter on it. Raises ModelError."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    examples = encode(tokenizer, rows, system_prompt, max_tokens)
+    # The CPU computes in float32: it is faster there than bfloat16 where matrix units are missing, and exact.
+    dtype = torch.bfloat16 if accelerator == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(accelerator).eval()
+    yield BASE, _score(model, examples, rows_per_batch, pad_id(tokenizer))
+    for name, folder in adapters.items():
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+            model.set_adapter(name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        _require_loaded(model, name, folder)
+        yield name, _score(model.eval(), examples, rows_per_batch, pad_id(tokenizer))
+
+
+def _score(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) -> Scored:
+    import torch
+
+    from tasks.training.answers import answer_losses
+
+    found: dict[int, Score] = {}
+    probe = None
+    with torch.inference_mode():
+        for batch in by_length(examples, rows_per_batch):
+            padded = pad([examples[row] for row in batch], fill)
+            tensors = {name: torch.tensor(values, device=model.device) for name, values in padded.items()}
+            losses, owners, logits = answer_losses(model, tensors)
+            sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners.cpu(), losses.double().cpu())
+            if probe is None:
+                probe = logits[:_PROBED].cpu()
+            for place, row in enumerate(batch):
+                tokens = sum(label != -100 for label in examples[row].labels[1:])
+                found[row] = Score(examples[row].id, float(sums[place]), tokens)
+    return Scored([found[row] for row in range(len(examples))], probe)
+
+
+def _require_loaded(model: Any, name: str, folder: Path) -> None:
+    """Prove that every matrix of the adapter's file is in the model: PEFT only warns about those it cannot place."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    inside, filed = get_peft_model_state_dict(model, adapter_name=name), load_file(folder / WEIGHTS)
+    if inside.keys() != filed.keys() or any(inside[key].shape != filed[key].shape for key in filed):
+        raise ModelError(
+            f"expected the adapter {name} to fit the base model, found {len(filed)} matrices of which "
+            f"{len(inside.keys() & filed.keys())} fit. Next: evaluate it with the base model it was trained on."
+        )

@@ -1,0 +1,196 @@
+"""The processes of one training: DeepSpeed's launcher and the ranks it starts.
+
+Reads the files that the ranks write into the job's folder (see `tasks.training.worker`); writes the file
+`stop` there. The ranks get an environment without credentials: no `MILLRACE_*`, no `AWS_*`. Fails with
+`TryAgain` when a rank was killed (out of memory, a lost node), and with `MillraceError` when one failed, or
+ended without its proof of a finished training: an exit code of zero alone is not believed.
+"""
+
+import base64
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tasks.errors import MillraceError, RecipeError, TryAgain
+from tasks.settings import REPOSITORY
+from tasks.training.recipes import Recipe
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.3
+_LAST_LINES = 40
+# The launcher is `deepspeed.launcher.launch`: what the `deepspeed` command starts on each node, after it has
+# imported everything once more. One machine needs no more than that.
+_LAUNCHER = "deepspeed.launcher.launch"
+
+
+class Ranks:
+    """A context manager: inside it the ranks run; after it none of them does."""
+
+    def __init__(self, folder: Path, recipe: Recipe, world: int) -> None:
+        self.folder, self.recipe, self.world = folder, recipe, world
+        self._offsets = [0] * world
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._process: subprocess.Popen[str]
+        self._pump: threading.Thread
+
+    def __enter__(self) -> "Ranks":
+        self._process = subprocess.Popen(
+            command(self.folder, self.world),
+            cwd=REPOSITORY,
+            env=environment(self.recipe),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,  # a SIGTERM to our group must not reach ranks in the middle of a step
+            preexec_fn=_die_with_parent,
+        )
+        self._pump = threading.Thread(target=self._read_log, daemon=True)
+        self._pump.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._pump.join(timeout=5)
+
+    def follow(self, on_event: Callable[[int, dict[str, Any]], None], stopping: Callable[[], bool]) -> None:
+        """Pass on every event (rank, event) until the ranks have ended; ask them to stop when `stopping()`.
+
+        Raises TryAgain or MillraceError when they did not end well.
+        """
+        while True:
+            ended = self._process.poll() is not None  # looked at first, so that no event is left unread
+            for rank in range(self.world):
+                for event in self._new_events(rank):
+                    on_event(rank, event)
+            if ended:
+                break
+            if stopping():
+                (self.folder / "stop").touch()
+            time.sleep(_POLL_SECONDS)
+        self._pump.join(timeout=5)
+        if code := self._process.returncode:
+            raise self._failure(code)
+
+    def proofs(self) -> list[dict[str, Any]]:
+        """Return what each rank wrote at its end. Raises MillraceError when one is missing or they disagree."""
+        found = []
+        for rank in range(self.world):
+            path = self.folder / f"done.rank{rank}.json"
+            if not path.is_file():
+                raise MillraceError(
+                    f"expected {self.world} ranks to prove that they ended, found no {path.name}. Next: see the log."
+                )
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        ends = {(proof["world"], proof["step"], proof["steps"]) for proof in found}
+        if len(ends) != 1 or found[0]["world"] != self.world:
+            raise MillraceError(
+                f"expected {self.world} ranks to end at one step, found (ranks, step, steps) {sorted(ends)}. "
+                "Next: see the log."
+            )
+        return found
+
+    def _new_events(self, rank: int) -> list[dict[str, Any]]:
+        path = self.folder / f"events.rank{rank}.jsonl"
+        if not path.is_file():
+            return []
+        with path.open("rb") as file:
+            file.seek(self._offsets[rank])
+            body = file.read()
+        whole = body[: body.rfind(b"\n") + 1]  # the last line may be half written
+        self._offsets[rank] += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _read_log(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            text = line.rstrip()
+            if text:
+                self._last.append(text)
+                log.info("ranks: %s", text)
+
+    def _failure(self, code: int) -> MillraceError:
+        number = -code if code < 0 else code - 256 if code > 192 else 0  # sys.exit(-9) arrives as 247
+        last = " | ".join(list(self._last)[-12:])[-1500:]
+        if number:
+            name = signal.Signals(abs(number)).name
+            return TryAgain(
+                f"expected {self.world} ranks to end the training, found one ended by {name} (out of memory?): {last}. "
+                "Next: it goes on from the newest checkpoint at the next try."
+            )
+        return MillraceError(
+            f"expected {self.world} ranks to end the training, found exit code {code}: {last}. Next: see the log above."
+        )
+
+
+def command(folder: Path, world: int) -> list[str]:
+    """Return the command that starts `world` ranks on this machine."""
+    machines = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(world))}).encode()).decode()
+    return [
+        *(sys.executable, "-m", _LAUNCHER),
+        *(f"--world_info={machines}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"),
+        *("--module", "tasks.training.worker", str(folder)),
+    ]
+
+
+def environment(recipe: Recipe) -> dict[str, str]:
+    """Return the environment of the ranks: ours without credentials, and nothing is fetched from a hub."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "AWS_", "AIRFLOW"))}
+    kept |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if recipe.distribution.accelerator == "cpu":
+        kept |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return kept
+
+
+def world_size(recipe: Recipe) -> int:
+    """Return the number of ranks on this machine. Raises RecipeError when it has no accelerator."""
+    wanted = recipe.distribution.ranks
+    if recipe.distribution.accelerator == "cpu":
+        assert isinstance(wanted, int)
+        return wanted
+    # Asked in a child: importing torch here would hold memory for as long as the training runs.
+    probe = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    present = int(subprocess.run(probe, check=True, capture_output=True, text=True).stdout)
+    found = present if wanted == "all" else wanted
+    if not 1 <= found <= present:
+        raise RecipeError(
+            f"expected {wanted} accelerators for this recipe, found {present}. "
+            "Next: ask for more GPUs (parameter gpus), or take a recipe with accelerator cpu."
+        )
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Runs in the launcher before it starts: the kernel ends it when this stage is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
