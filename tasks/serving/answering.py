@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +112,7 @@ class Assistant:
                 raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
             hits = self._look_up(loaded, row, loaded.prompt.front.documents)
             built = build_prompt(loaded, messages, hits, sampling.max_tokens)
+            sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
             generated = loaded.model.generate(loaded.adapter, built.token_ids, sampling).result()
             row.answer = generated.text
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens

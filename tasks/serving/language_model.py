@@ -52,6 +52,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    repetition_penalty: float = 1.0
 
 
 class LanguageModel:
@@ -146,6 +147,12 @@ class LanguageModel:
             choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
+        if sampling.repetition_penalty > 1:
+            from transformers import RepetitionPenaltyLogitsProcessor
+
+            # Counted from the end of the prompt: an answer may repeat its documents, not itself.
+            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty, prompt_ignore_length=len(token_ids))
+            choice["logits_processor"] = [penalty]
         ids = torch.tensor([token_ids], dtype=torch.long)
         with torch.inference_mode():
             output = self._model.generate(

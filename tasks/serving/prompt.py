@@ -1,7 +1,8 @@
 """The assistant's prompt: a Markdown file with front matter, released together with model and index.
 
 Front matter (YAML between two lines of `---`): `name`, `version`, `documents` (how many chunks are
-looked up), `context_tokens` (how much of the model's window they may take), `system` (optional).
+looked up), `context_tokens` (how much of the model's window they may take), `system` (optional),
+`repetition_penalty` (on what the answer itself already holds: small models go round in circles).
 The text below it holds `{context}` and `{question}` once each. Reads one file or the text kept in
 the ledger; writes nothing. Fails with `ReleaseError` when the text cannot be used.
 """
@@ -30,6 +31,7 @@ class Front(BaseModel):
     documents: int = Field(default=3, ge=1, le=20)
     context_tokens: int = Field(default=480, ge=32)
     system: str = ""
+    repetition_penalty: float = Field(default=1.0, ge=1, le=2)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
             f"expected MILLRACE_ASSISTANT_KEY_SHA256 for an assistant on {given['host']}, found none: without keys it "
             "answers on 127.0.0.1 only. Next: set the SHA-256 of each accepted key, or leave --host out."
         )
+    # Read when torch is loaded, which is with the first release. By default threads that wait for each other
+    # spin; where another process has the core, a token then takes ten times as long (measured on 2 cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     listener = listen(given["host"], port)
     with running(configured, threads) as (assistant, feedback):
         app = create_app(assistant, feedback, keys=keys)

@@ -70,6 +70,14 @@ def test_sampling_is_repeatable_by_its_seed(model: LanguageModel) -> None:
     assert hot[0] == hot[1] != hot[2]
 
 
+def test_a_penalty_keeps_the_answer_from_going_round_in_circles(model: LanguageModel) -> None:
+    def words(penalty: float) -> list[str]:
+        sampling = Sampling(max_tokens=60, repetition_penalty=penalty)
+        return list(model.generate(None, IDS, sampling).result().text)
+
+    assert len(set(words(2.0))) > len(set(words(1.0)))
+
+
 def test_max_tokens_is_kept_and_told(model: LanguageModel) -> None:
     generated = model.generate(None, IDS, Sampling(max_tokens=3)).result()
     assert generated.completion_tokens <= 3 and generated.prompt_tokens == len(IDS)
