@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from local.checks import free_port_base
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -24,20 +25,6 @@ def fresh_clone(folder: Path) -> Path:
     target = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(target)], check=True)
     return target
-
-
-def free_base() -> int:
-    """Return a port base whose ports are free now (Postgres, Airflow, MLflow, assistant, nine for S3)."""
-    for base in range(21000, 42000, 40):
-        if all(_free(base + offset) for offset in range(16)) and _free(base + 4 + 10008):
-            return base
-    raise RuntimeError("expected a block of 16 free ports between 21000 and 42000, found none")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class Demo:
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")},
             "MILLRACE_LOCAL_DIR": str(self.data),
-            "MILLRACE_LOCAL_PORT_BASE": str(free_base()),
+            "MILLRACE_LOCAL_PORT_BASE": str(free_port_base()),
             **({"PIP_CACHE_DIR": str(pip_cache)} if pip_cache else {}),
         }
 
@@ -130,7 +117,7 @@ def running_stack(data: Path) -> Iterator[RunningStack]:
     from local.progress import Progress
     from local.settings import read_environment_file
 
-    base = free_base()
+    base = free_port_base()
     environment = {**os.environ, "MILLRACE_LOCAL_DIR": str(data), "MILLRACE_LOCAL_PORT_BASE": str(base)}
     command = [sys.executable, "-m", "local"]
     subprocess.run([*command, "up"], cwd=REPOSITORY, env=environment, check=True)

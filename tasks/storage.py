@@ -46,7 +46,7 @@ class Storage:
             retries={"max_attempts": 6, "mode": "standard"},
             s3={"addressing_style": "path"} if endpoint_url else {},
         )
-        self._client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+        self._client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
     def put_bytes(
         self,

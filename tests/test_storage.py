@@ -79,9 +79,12 @@ def test_missing_and_changed_bytes_are_told(storage: Storage, place: str) -> Non
 
 
 @pytest.mark.integration
-def test_a_bucket_that_is_not_ours_is_bad_input(storage: Storage) -> None:
-    with pytest.raises((BadInput, ManifestError)):
-        storage.put_bytes("s3://millrace-no-such-bucket-here/a", b"x")
+def test_wrong_credentials_are_bad_input(
+    stack: Any, storage: Storage, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(BadInput, match="check bucket, credentials and policy"):
+        Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]).put_bytes(f"{place}/a", b"x")
 
 
 @pytest.mark.integration

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from local.airflow_api import AirflowClient
+from local.checks import free_port_base
 from local.loop import DAGS, EXPECTED, Findings, Loop, password
 from local.progress import Progress
 from local.settings import read_environment_file
@@ -23,13 +24,11 @@ REQUESTS = 120  # of each file: enough for a window that is judged
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The whole stack on free ports in a temporary folder; yields its environment."""
-    from benchmarks.stack import free_base
-
     folder = tmp_path_factory.mktemp("millrace")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")},
         "MILLRACE_LOCAL_DIR": str(folder),
-        "MILLRACE_LOCAL_PORT_BASE": str(free_base()),
+        "MILLRACE_LOCAL_PORT_BASE": str(free_port_base()),
         "MILLRACE_RECIPE": "smoke_cpu",
     }
     command = [sys.executable, "-m", "local"]
