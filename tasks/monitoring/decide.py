@@ -58,7 +58,7 @@ def findings(context: StageContext, connection: Connection) -> Findings:
     gap = Gap(0, 0)
     corrections = 0
     if report.facts["drifted"]:  # the corpus is listed only when the answer depends on it
-        gap = corpus_gap(context.settings, connection)
+        gap = corpus_gap(context.settings, context.storage, connection)
         corrections = _corrections(connection)
     return Findings(
         enough=report.facts["enough"],

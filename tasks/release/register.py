@@ -41,8 +41,6 @@ def run(context: StageContext, options: Options) -> StageResult:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version, new = _version(client, context.settings, evidence, tags)
         name = context.settings.model_name
-        for tag, value in tags.items():
-            client.set_model_version_tag(name, version, tag, value)
         client.set_registered_model_alias(name, ALIAS, version)
         run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
     return StageResult(
@@ -98,7 +96,11 @@ def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str
             )
     same = client.search_model_versions(f"name = '{name}' AND tags.adapter_sha256 = '{tags['adapter_sha256']}'")
     if same:
-        return str(min(int(version.version) for version in same)), False
+        known = min(same, key=lambda version: int(version.version))
+        for tag, value in tags.items():  # the newest proof about these bytes
+            if known.tags.get(tag) != value:
+                client.set_model_version_tag(name, known.version, tag, value)
+        return str(known.version), False
     made = client.create_model_version(
         name,
         source=source,
