@@ -4,8 +4,10 @@ Reads `dags/` as Airflow reads it (nothing runs, no database). Exits 1 where a D
 `--check` finds that the page is out of date.
 """
 
+import atexit
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +30,7 @@ Each is one file of `dags/`. The text below is what the Airflow UI shows on the 
 def load() -> dict[str, Any]:
     """Return all DAGs by name, in the order of the loop."""
     home = tempfile.mkdtemp(prefix="millrace-docs-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {
         "AIRFLOW_HOME": home,
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

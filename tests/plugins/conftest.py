@@ -1,6 +1,8 @@
 """Airflow for these tests: a home of its own, set before Airflow is imported, and the plugins on the path."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +12,7 @@ OURS = "millrace-test-airflow-"
 
 if OURS not in os.environ.get("AIRFLOW_HOME", ""):
     home = tempfile.mkdtemp(prefix=OURS)
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {
         "AIRFLOW_HOME": home,
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
