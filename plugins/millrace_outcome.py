@@ -71,8 +71,14 @@ class StageOutcome:
     reference: dict[str, Any] | None
     outlets: list[Any]
 
-    def conclude(self, context: "Context", exit_code: int, last_words: str = "") -> dict[str, Any]:
-        """Return the reference of the verified manifest, or raise what the end of the stage means."""
+    def conclude(
+        self, context: "Context", exit_code: int, last_words: str = "", times: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Return the reference of the verified manifest, or raise what the end of the stage means.
+
+        `times` says when the command began and ended, where the launcher saw it; it is added to the reference,
+        so that what Airflow adds to the stages' own time can be measured.
+        """
         words = f" Its last words: {last_words}" if last_words else ""
         if exit_code == BAD_INPUT:
             raise AirflowFailException(f"{self.stage}: bad input or settings; a retry cannot help.{words}")
@@ -80,7 +86,7 @@ class StageOutcome:
             raise AirflowException(f"{self.stage} asks to be tried again (exit code 75).{words}")
         if exit_code not in {0, REFUSED}:
             raise AirflowException(f"{self.stage} ended with exit code {exit_code}.{words}")
-        self.reference = self.verified("complete" if exit_code == 0 else "refused", context)
+        self.reference = self.verified("complete" if exit_code == 0 else "refused", context) | dict(times or {})
         return self._hand_on(context, self.reference)
 
     def verified(self, status: str, context: "Context") -> dict[str, Any]:

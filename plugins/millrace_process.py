@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +65,7 @@ class ProcessStage(StageOutcome, BaseOperator):
         arguments = command_line(self.stage, run, self.part, self.options)
         self.log.info("python -m %s %s", self.module, " ".join(arguments))
         last: deque[str] = deque(maxlen=LAST_LINES)
+        started = datetime.now(UTC)
         self._process = self._start(f"{run}/{self.stage}/{self.part}", arguments)
         try:
             assert self._process.stdout is not None
@@ -75,7 +77,8 @@ class ProcessStage(StageOutcome, BaseOperator):
             exit_code = self._process.wait()
         finally:
             self.on_kill()  # an execution timeout or any other exception must not leave the stage behind
-        return self.conclude(context, exit_code, " | ".join(text for text in last if text)[-1500:])
+        times = {"command_started_at": started.isoformat(), "command_ended_at": datetime.now(UTC).isoformat()}
+        return self.conclude(context, exit_code, " | ".join(text for text in last if text)[-1500:], times)
 
     def on_kill(self) -> None:
         """Ask the warden to stop the stage; it ends within the grace period, even after this process."""
