@@ -21,6 +21,7 @@ def client(settings: Settings) -> Any:
     # A server that is away must be told in seconds, not after MLflow's seven retries of two minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is the reference's
     import mlflow
 
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)

@@ -91,7 +91,8 @@ class House:
 
         def evaluate(context: StageContext, options: NoOptions) -> StageResult:
             metrics = {"base_loss": 3.5, "candidate_loss": 3.0, "difference": -0.5}
-            bounds = {f"{name}_{side}": metrics[name] + (0.1 if side == "high" else -0.1) for name in metrics for side in ("low", "high")}  # fmt: skip
+            bounds = {f"{name}_low": value - 0.1 for name, value in metrics.items()}
+            bounds |= {f"{name}_high": value + 0.1 for name, value in metrics.items()}
             facts = {
                 "champion_release": champion,
                 "adapter_sha256": context.inputs["train"].facts["adapter_sha256"],
@@ -107,7 +108,9 @@ class House:
             facts = {"verdict": verdict, "reason": "the interval is below zero"} | {
                 name: measured[name] for name in ("adapter_sha256", "held_out_sha256")
             }
-            return StageResult(facts=facts | (gate_facts or {}), status="complete" if verdict == "promote" else "refused")
+            return StageResult(
+                facts=facts | (gate_facts or {}), status="complete" if verdict == "promote" else "refused"
+            )
 
         self.stage(Stage("validate_dataset", NoOptions, dataset), run)
         self.stage(Stage("train", Training, train, needs=("validate_dataset",)), run)
@@ -128,7 +131,11 @@ class House:
                 "documents, chunks, metrics, run) VALUES ('f', 'test', 'c', 'test embedder', 2, "
                 "'chunks_v' || currval(pg_get_serial_sequence('index_versions', 'version')), 'current', 1, %s, %s::jsonb, %s) "
                 "RETURNING version, table_name",
-                (chunks, json.dumps({"recall_at_5": 0.9, "ndcg_at_10": 0.8, "questions": 60}), self.run("sync_knowledge")),
+                (
+                    chunks,
+                    json.dumps({"recall_at_5": 0.9, "ndcg_at_10": 0.8, "questions": 60}),
+                    self.run("sync_knowledge"),
+                ),
             ).fetchone()
             assert row is not None
             table = sql.Identifier(row["table_name"])
@@ -137,7 +144,9 @@ class House:
                 connection.execute(sql.SQL("INSERT INTO {} VALUES (%s, '[1,0]')").format(table), (str(number),))
         return int(row["version"])
 
-    def promote(self, candidate: str = "", index: str = "", approved_by: str = "Ada", reason: str = "better") -> Manifest:
+    def promote(
+        self, candidate: str = "", index: str = "", approved_by: str = "Ada", reason: str = "better"
+    ) -> Manifest:
         """Propose and promote in one new run."""
         run = self.run("promote_release")
         self.stage("propose", run, candidate=candidate, index=index)
@@ -174,4 +183,3 @@ def house(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     migrate(url)
     yield House(load_settings(), Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
     process_settings.cache_clear()
-

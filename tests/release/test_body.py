@@ -1,0 +1,103 @@
+"""What the person who approves reads: complete, and made from the proposal alone."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks.contracts import Artifact, Manifest, Option
+from tasks.knowledge.index_tables import Version
+from tasks.release.body import Proposal, markdown
+from tasks.release.evidence import Evidence
+from tasks.release.ledger import Release
+from tasks.release.propose import prompt_digest
+
+INDEX = Version(
+    4, "chunks_v4", "current", "f", "pydoc:topics", "c", "minilm", 384, 79, 1203,
+    {"recall_at_5": 0.91234, "ndcg_at_10": 0.8, "mrr": 0.7, "ann_recall": 0.99, "questions": 64}, "s3://b/runs/sync_knowledge/r",
+)  # fmt: skip
+
+
+def manifest(stage: str, **values: Any) -> Manifest:
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    common = {"run": "s3://b/runs/fine_tune/r", "status": "complete", "fingerprint": "f", "code_revision": "c"}
+    return Manifest(stage=stage, host="h", started_at=now, ended_at=now, **(common | values))
+
+
+def release(**changes: Any) -> Release:
+    values: dict[str, Any] = {
+        "release": 7, "created_at": datetime(2026, 1, 30, 12, 5, tzinfo=UTC), "kind": "promotion", "model_name": "assistant",
+        "model_version": "2", "adapter_uri": "s3://b/models/x", "adapter_sha256": "a" * 64, "base_model": "hub:a/b@1234567",
+        "base_revision": "1234567", "prompt_sha256": prompt_digest("old"), "prompt": "old", "index_version": 3,
+        "embedder": "minilm", "dataset_sha256": "d" * 64, "code_revision": "c", "evidence_uri": "s3://b/releases/e",
+        "evidence_sha256": "e" * 64, "approved_by": "Ada", "reason": "better", "run": "s3://b/runs/promote_release/r",
+        "restores": None,
+    }  # fmt: skip
+    return Release(**(values | changes))
+
+
+def model() -> tuple[Manifest, Evidence]:
+    metrics = {"base_loss": 3.5, "champion_loss": 3.2, "candidate_loss": 3.0, "difference": -0.2}
+    metrics |= {"difference_low": -0.31, "difference_high": -0.11}
+    report = Artifact(uri="s3://b/runs/fine_tune/r/evaluate/report.json", sha256="9" * 64, bytes=2)
+    evidence = Evidence(
+        validate_dataset=manifest("validate_dataset"),
+        train=manifest("train", facts={"recipe": "sft"}, counts={"steps": 40, "rows": 320}),
+        evaluate=manifest(
+            "evaluate", metrics=metrics, facts={"champion_release": 7, "rows": 128}, outputs={"report": report}
+        ),
+        gate=manifest("gate", facts={"verdict": "promote", "reason": "The interval is below zero."}),
+    )
+    facts = {
+        "model_name": "assistant", "model_version": "3", "adapter_sha256": "b" * 64, "base_model": "hub:a/b@1234567",
+        "base_revision": "1234567", "dataset_sha256": "f" * 64, "mlflow_url": "http://m/#/experiments/1/runs/9",
+    }  # fmt: skip
+    register = manifest("register", facts=facts, options={"x": Option(value=1, origin="default")})
+    return register, evidence
+
+
+def test_a_model_is_shown_beside_the_live_one_with_its_proof() -> None:
+    register, evidence = model()
+    proposal = Proposal(release(), INDEX, register, evidence, "old", None)
+    text = markdown(proposal, "http://m/")
+    assert proposal.kind == "model" and not proposal.prompt_changed
+    assert "**Release assistant version 3 with index version 4.** Live is release 7 of 2026-01-30 12:05 UTC" in text
+    assert "| model version | assistant 2 | assistant 3 |" in text
+    assert "| base model | hub:a/b@1234567 1234567 | hub:a/b@1234567 1234567 (same) |" in text
+    assert "| adapter | aaaaaaaaaaaa | bbbbbbbbbbbb |" in text
+    assert "| index version | 3 | 4 |" in text
+    assert "| 3.500 | 3.200 | 3.000 | -0.200 [-0.310, -0.110] |" in text and "128 held-out rows" in text
+    assert "recall@5 0.912, nDCG@10 0.800" in text and "64 golden questions" in text
+    assert "[Training run in MLflow](http://m/#/experiments/1/runs/9)" in text
+    assert "(http://m/#/models/assistant/versions/3)" in text
+    assert "s3://b/runs/fine_tune/r/evaluate/report.json" in text and "40 steps over 320 rows" in text
+
+
+def test_the_first_release_has_nothing_beside_it() -> None:
+    register, evidence = model()
+    text = markdown(Proposal(None, INDEX, register, evidence, "new", None), "http://m")
+    assert "It would be the first release." in text and "| model version | - | assistant 3 |" in text
+
+
+def test_an_adapter_that_was_live_before_is_marked() -> None:
+    register, evidence = model()
+    text = markdown(Proposal(release(), INDEX, register, evidence, "old", release(release=5, reason="x")), "http://m")
+    assert "**Note:** this adapter was live before, in release 5" in text
+
+
+def test_an_index_keeps_the_model_and_says_so() -> None:
+    proposal = Proposal(release(), INDEX, None, None, "new", None)
+    text = markdown(proposal, "http://m")
+    assert (proposal.kind, proposal.prompt_changed) == ("index", True)
+    assert proposal.subject == "Release index version 4 and a new prompt"
+    assert "| model version | assistant 2 | assistant 2 (same) |" in text and "held-out" not in text
+
+
+def test_every_table_row_has_its_three_cells() -> None:
+    register, evidence = model()
+    for live, candidate, proof in (
+        (None, register, evidence),
+        (release(), None, None),
+        (release(), register, evidence),
+    ):
+        lines = markdown(Proposal(live, INDEX, candidate, proof, "p", None), "http://m").splitlines()
+        table = [line for line in lines[2:] if line.startswith("| ")][:8]
+        assert all(line.count("|") == 4 for line in table)

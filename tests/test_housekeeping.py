@@ -1,0 +1,136 @@
+"""What is retired and, above all, what is not: rules on their own, then on a real Postgres and S3."""
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tasks.database import connect, migrate
+from tasks.housekeeping import STAGE, Known, old_folders, old_versions
+from tasks.settings import Settings, load_settings
+from tasks.settings import settings as process_settings
+from tasks.stage import run_stage
+from tasks.storage import Storage
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def known(version: int, status: str, hours: float = 100) -> Known:
+    return Known(version, status, f"chunks_v{version}", NOW - timedelta(hours=hours))
+
+
+def retired(versions: list[Known], released: set[int], keep: int) -> list[int]:
+    return [item.version for item in old_versions(versions, released, keep, NOW)]
+
+
+def test_former_versions_beyond_the_kept_ones_go_oldest_first() -> None:
+    versions = [known(number, "former") for number in range(1, 6)] + [known(6, "current")]
+    assert retired(versions, set(), 3) == [1, 2]
+
+
+def test_current_and_released_versions_stay_and_do_not_use_up_the_kept_ones() -> None:
+    versions = [known(1, "former"), known(2, "former"), known(3, "current"), known(4, "former"), known(5, "former")]
+    assert retired(versions, {1, 5}, 1) == [2]
+
+
+def test_a_build_has_a_day() -> None:
+    versions = [known(1, "building", 30), known(2, "building", 2), known(3, "checked", 2), known(4, "refused", 1)]
+    assert retired(versions, set(), 0) == [1, 4]
+
+
+def test_retired_versions_are_not_retired_again() -> None:
+    assert retired([known(1, "retired"), known(2, "former")], set(), 0) == [2]
+
+
+def test_a_folder_is_as_old_as_its_newest_object() -> None:
+    old, new = NOW - timedelta(days=40), NOW - timedelta(days=2)
+    objects = [
+        ("s3://b/runs/d/one/train/manifest.json", old),
+        ("s3://b/runs/d/one/train/rows.jsonl", old),
+        ("s3://b/runs/d/two/train/manifest.json", old),
+        ("s3://b/runs/d/two/gate/manifest.json", new),
+        ("s3://b/runs/d/own/retire/manifest.json", old),
+        ("s3://b/runs/d/stray", old),
+    ]
+    assert old_folders(objects, NOW - timedelta(days=30), "s3://b/runs/d/own") == [("s3://b/runs/d/one/", 2)]
+
+
+@pytest.fixture
+def settings(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    name = f"house_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": stack.url_of(name)}).items():
+        monkeypatch.setenv(variable, value)
+    process_settings.cache_clear()
+    migrate(stack.url_of(name))
+    yield load_settings()
+    process_settings.cache_clear()
+
+
+@pytest.mark.integration
+def test_it_drops_what_it_names_and_nothing_else(settings: Settings) -> None:
+    storage = Storage(settings.s3_endpoint_url)
+    url = settings.database_url.get_secret_value()
+    with connect(url) as connection:
+        for number, status in enumerate(("former", "former", "former", "former", "current"), start=1):
+            connection.execute(
+                "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
+                "VALUES ('f', 'c', 'c', 'e', 2, %s, %s, %s)",
+                (f"chunks_v{number}", status, str(number)),
+            )
+            connection.execute(f"CREATE TABLE chunks_v{number} (x int)".encode())
+        connection.execute(
+            "INSERT INTO releases (kind, model_name, model_version, base_model, base_revision, prompt_sha256, prompt, "
+            "index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
+            "VALUES ('promotion', 'm', '1', 'b', 'r', 'p', 'p', 1, 'e', 'c', 'u', 's', 'Ada', 'r', 'run')"
+        )
+    bucket = f"s3://{settings.s3_bucket}"
+    kept = [
+        storage.put_bytes(f"{bucket}/{place}/{uuid.uuid4()}/x", b"x") for place in ("models", "datasets", "releases")
+    ]
+    run = storage.put_bytes(f"{bucket}/runs/some_dag/{uuid.uuid4()}/stage/manifest.json", b"x")
+    own = f"{bucket}/runs/housekeeping/{uuid.uuid4()}"
+    chosen = settings.model_copy(update={"keep_index_versions": 1})
+
+    listed = run_stage(STAGE, chosen, f"{own}-dry", None, {"dry_run": "yes"})
+    assert listed.facts["index_versions"] == [2, 3] and tables(url) == {1, 2, 3, 4, 5}
+
+    done = run_stage(STAGE, chosen, own, None, {})
+    assert done.counts["index_versions"] == 2 and tables(url) == {1, 4, 5}
+    rows = list(storage.get_rows(done.outputs["retired"]))
+    assert [row["name"] for row in rows if row["kind"] == "index_version"] == ["chunks_v2", "chunks_v3"]
+    for artifact in (*kept, run):
+        storage.verify(artifact)
+
+
+def tables(url: str) -> set[int]:
+    with connect(url) as connection:
+        rows = connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'chunks_v%'")
+        return {int(row["tablename"].removeprefix("chunks_v")) for row in rows}
+
+
+@pytest.mark.integration
+def test_old_run_folders_go_and_models_stay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(settings.s3_endpoint_url)
+    bucket = f"s3://{settings.s3_bucket}"
+    name = str(uuid.uuid4())
+    model = storage.put_bytes(f"{bucket}/models/{name}/x", b"x")
+    run = storage.put_bytes(f"{bucket}/runs/old_dag/{name}/stage/manifest.json", b"x")
+    real = Storage.list_modified
+
+    def aged(self: Storage, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """S3 sets the moments itself, so the folder of this test is aged while it is listed; others stay young."""
+        for uri, modified in real(self, prefix):
+            yield uri, modified - timedelta(days=400) if name in uri else modified
+
+    monkeypatch.setattr(Storage, "list_modified", aged)
+    done = run_stage(STAGE, settings, f"{bucket}/runs/housekeeping/{uuid.uuid4()}", None, {})
+    rows = list(storage.get_rows(done.outputs["retired"]))
+    assert rows == [{"kind": "run_folder", "name": f"{bucket}/runs/old_dag/{name}/", "objects": 1}]
+    storage.verify(model)
+    assert not storage.exists(run.uri)
