@@ -70,6 +70,12 @@ def current(connection: Connection) -> Version | None:
     return _one(connection, "status = 'current'", ())
 
 
+def lock_current(connection: Connection) -> Version | None:
+    """Return the version that serves now; until the transaction ends nobody else begins, switches or drops one."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUILD_LOCK,))
+    return current(connection)
+
+
 def get(connection: Connection, version: int | None) -> Version:
     """Return a version (None: the current one). Raises DataError when there is none, or its table is retired."""
     found = current(connection) if version is None else _one(connection, "version = %s", (version,))
@@ -95,8 +101,8 @@ def _one(connection: Connection, condition: str, values: Sequence[Any]) -> Versi
 def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version:
     """Return the version that `run` builds, making its row and table when there is none; any number may ask at once.
 
-    `about` holds fingerprint, corpus, corpus_sha256, embedder and dimensions. Raises DataError when the run's version
-    is no longer open: it was switched to, and what serves is never written.
+    `about` holds fingerprint, corpus, corpus_sha256, embedder and dimensions (the facts of `list_documents` do).
+    Raises DataError when the run's version is no longer open: it was switched to, and what serves is never written.
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUILD_LOCK,))
@@ -232,7 +238,7 @@ def drop(connection: Connection, version: int) -> bool:
 
 
 @contextmanager
-def exact_only(connection: Connection, *, exact: bool) -> Iterator[None]:
+def scan(connection: Connection, *, exact: bool) -> Iterator[None]:
     """Make queries in the block scan every chunk (`exact`), or use the HNSW index even where a scan were cheaper."""
     with connection.transaction():
         connection.execute("SELECT set_config(%s, 'off', true)", ("enable_indexscan" if exact else "enable_seqscan",))
