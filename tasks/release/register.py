@@ -73,7 +73,7 @@ def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
         "adapter_uri": str(facts["adapter_uri"]).rstrip("/"),
         "training_fingerprint": str(facts["training_fingerprint"]),
         "dataset_sha256": str(evidence.validate_dataset.facts["dataset_sha256"]),
-        "base_model": str(evidence.train.options["base_model"].value),
+        "base_model": str(facts["base_model"]),
         "base_revision": str(evidence.train.facts["base_revision"]),
         "recipe": str(facts["recipe"]),
         "code_revision": code_revision(context.settings),

@@ -84,6 +84,7 @@ class House:
                 "training_fingerprint": digest(weights.hex()),
                 "mlflow_run_id": mlflow_run,
                 "recipe": "test",
+                "base_model": options.base_model,
                 "base_revision": "b" * 40,
                 "reused": False,
             }

@@ -193,6 +193,20 @@ def test_a_verdict_against_another_champion_is_stale(house: Any) -> None:
         house.promote(late.uri)
 
 
+def test_promote_asks_for_a_fair_comparison_itself(house: Any) -> None:
+    """A proposal of another hand may say what it likes: promote reads the verdict again."""
+    house.index()
+    late = house.candidate(b"late")
+    house.promote(house.candidate(b"one").uri)
+    run = house.run("promote_release")
+    house.stage("propose", run, candidate=house.candidate(b"two", champion=1).uri)
+    proposal: Manifest = house.storage.require_manifest(run, "propose")
+    forged = proposal.model_copy(update={"facts": proposal.facts | {"candidate": late.uri}})
+    house.storage.write_manifest(forged)
+    with pytest.raises(ReleaseError, match="Next: trigger fine_tune again"):
+        house.stage("promote", run, approved_by="Ada")
+
+
 def test_a_proposal_made_before_another_release_is_stale(house: Any) -> None:
     house.index()
     house.promote(house.candidate(b"one").uri)
