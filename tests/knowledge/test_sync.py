@@ -1,0 +1,371 @@
+"""sync_knowledge against real Postgres and S3: its five stages, in this process, on small corpora."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tasks.contracts import Manifest
+from tasks.database import connect, migrate
+from tasks.errors import CorpusError, DataError, ManifestError
+from tasks.knowledge import index_tables
+from tasks.knowledge.embedder import Embedder, load_embedder
+from tasks.knowledge.search import main as search_main
+from tasks.knowledge.search import search
+from tasks.registry import load_stage
+from tasks.settings import load_settings, settings
+from tasks.stage import run_stage
+from tasks.storage import Storage
+
+pytestmark = pytest.mark.integration
+
+SENTENCE = "The {animal} sleeps by day and hunts {prey} by night; rule number {n} says that nobody may wake it. "
+ANIMALS = {"owl": "mice", "fox": "rabbits", "bat": "moths", "cat": "birds", "wolf": "deer", "lynx": "hares"}
+
+
+@pytest.fixture(scope="module")
+def database(stack: Any) -> Iterator[str]:
+    """A database of our own in the stack's server, so that other tests' index versions do not meet ours."""
+    name = f"knowledge_{uuid4().hex[:8]}"
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield urlsplit(stack.database_url)._replace(path=f"/{name}").geturl()
+
+
+@pytest.fixture(scope="module")
+def environment(stack: Any, database: str) -> Iterator[dict[str, str]]:
+    """The stack's environment with our database, in this process for as long as the module runs."""
+    values = {**stack.env, "MILLRACE_DATABASE_URL": database, "MILLRACE_CODE_REVISION": "test"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
+            patch.delenv(name)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        settings.cache_clear()
+        yield values
+    settings.cache_clear()
+
+
+@dataclass
+class Sync:
+    """A folder of documents, golden questions about them, and runs over both."""
+
+    corpus: Path
+    golden: Path
+    environment: dict[str, str]
+    changes: dict[str, str] = field(default_factory=dict)
+
+    def write(self, name: str, text: str | bytes) -> None:
+        (self.corpus / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+    def stage(self, name: str, run: str, part: str | None = None, **options: str) -> Manifest:
+        values = {
+            **self.environment,
+            "MILLRACE_CORPUS": str(self.corpus),
+            "MILLRACE_GOLDEN_QUESTIONS": str(self.golden),
+        }
+        return run_stage(load_stage(name), load_settings(values | self.changes), self.uri(run), part, options)
+
+    def uri(self, run: str) -> str:
+        return f"s3://{self.environment['MILLRACE_S3_BUCKET']}/runs/sync_knowledge/{self.corpus.parent.name}-{run}"
+
+    def run(self, run: str) -> dict[str, Manifest]:
+        """Run all stages up to a refusal; return their manifests (parts of index_documents as index_documents-PART)."""
+        done = {"list_documents": self.stage("list_documents", run)}
+        if done["list_documents"].status == "complete":
+            done["validate_documents"] = self.stage("validate_documents", run)
+        if done.get("validate_documents") and done["validate_documents"].status == "complete":
+            for part in done["validate_documents"].facts["parts"]:
+                done[f"index_documents-{part}"] = self.stage("index_documents", run, part)
+            done["check_index"] = self.stage("check_index", run)
+            if done["check_index"].status == "complete":
+                done["switch_index"] = self.stage("switch_index", run)
+        return done
+
+
+@pytest.fixture
+def sync(tmp_path: Path, environment: dict[str, str]) -> Sync:
+    """Six good documents of several chunks, a golden question each; the database as after `migrate`."""
+    with psycopg.connect(environment["MILLRACE_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    migrate(environment["MILLRACE_DATABASE_URL"])
+    made = Sync(tmp_path / "corpus", tmp_path / "golden.jsonl", environment)
+    made.corpus.mkdir()
+    lines = []
+    for animal, prey in ANIMALS.items():
+        made.write(f"{animal}.md", document(animal, prey))
+        lines.append({"id": animal, "question": f"What does the {animal} hunt?", "documents": [f"file:{animal}.md"]})
+    made.golden.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made
+
+
+def document(animal: str, prey: str) -> str:
+    paragraphs = [SENTENCE.format(animal=animal, prey=prey, n=n) * 4 for n in range(8)]
+    return f"# The {animal}\n\n" + "\n\n".join(paragraphs)
+
+
+def embedded(manifests: dict[str, Manifest]) -> int:
+    return sum(m.counts["embedded"] for name, m in manifests.items() if name.startswith("index_documents"))
+
+
+def rows_of(version: int) -> list[dict[str, Any]]:
+    with connect() as connection:
+        table = index_tables.get(connection, version).table
+        query = sql.SQL("SELECT chunk_id, document_uri, ordinal, text, embedding::text FROM {} ORDER BY 2, 3").format(
+            table
+        )
+        return list(connection.execute(query))
+
+
+def current() -> int | None:
+    with connect() as connection:
+        version = index_tables.current(connection)
+    return version.version if version else None
+
+
+def test_first_sync_indexes_the_good_and_keeps_the_bad(sync: Sync) -> None:
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    sync.write("latin.txt", "Le caf\xe9 est ferm\xe9.".encode("latin-1"))
+    sync.write("zeros.txt", "two\x00words")
+    sync.write("empty.txt", "")
+    sync.write("owl-copy.md", document("owl", "mice"))
+    done = sync.run("first")
+    assert done["validate_documents"].facts["quarantined_by_rule"] == {
+        "text_has_no_nul": 1, "text_is_new": 1, "text_is_present": 1, "text_is_utf8": 1,
+    }  # fmt: skip
+    assert done["check_index"].metrics["recall_at_5"] == 1
+    assert done["switch_index"].facts == {"version": current(), "previous": None, "noop": False}
+    with connect() as connection:
+        broken = {row["item"]: row for row in connection.execute("SELECT item, rule, reason, excerpt FROM quarantine")}
+        known = {row["uri"]: row["chunks"] for row in connection.execute("SELECT uri, chunks FROM documents")}
+    assert broken["file:owl.md"]["reason"].endswith("found that of file:owl-copy.md"), "the first URI stays"
+    assert broken["file:zeros.txt"]["excerpt"] == "two\\x00words"
+    assert set(known) == {f"file:{name}.md" for name in (set(ANIMALS) - {"owl"}) | {"owl-copy"}}
+    assert all(chunks > 1 for chunks in known.values())
+    rows = rows_of(done["check_index"].facts["version"])
+    assert len(rows) == sum(known.values()) == done["check_index"].counts["chunks"]
+    assert embedded(done) == len({row["text"] for row in rows}), "each text was embedded once"
+
+
+def test_sync_without_changes_builds_and_embeds_nothing(sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync.write("owl-copy.md", document("owl", "mice"))
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    first = sync.run("first")
+
+    def no_model(*_: object) -> None:
+        raise AssertionError("a model was loaded for unchanged work")
+
+    monkeypatch.setattr(Embedder, "__init__", no_model)
+    second = sync.run("second")
+    assert second["list_documents"].facts["noop"] is True
+    assert second["validate_documents"].facts["parts"] == []
+    assert embedded(second) == 0
+    assert second["switch_index"].facts == {"version": current(), "previous": current(), "noop": True}
+    assert second["check_index"].metrics == first["check_index"].metrics, "the copy still counts as its original"
+    with connect() as connection:
+        assert connection.execute("SELECT count(*) AS n FROM index_versions").fetchone() == {"n": 1}
+
+
+def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sync: Sync) -> None:
+    first = sync.run("first")
+    before = {row["chunk_id"]: row for row in rows_of(first["check_index"].facts["version"])}
+    sync.write("fox.md", document("fox", "rabbits") + "\n\nSince last winter it also eats apples, and sleeps in barns.")
+    (sync.corpus / "lynx.md").unlink()
+    sync.golden.write_text("".join(line + "\n" for line in sync.golden.read_text().splitlines() if "lynx" not in line))
+    second = sync.run("second")
+    counts = second["list_documents"].counts
+    assert (counts["changed"], counts["deleted"], counts["unchanged"]) == (1, 1, 4)
+    after = rows_of(second["check_index"].facts["version"])
+    new_texts = {row["text"] for row in after} - {row["text"] for row in before.values()}
+    assert embedded(second) == len(new_texts) == 1
+    assert not [row for row in after if row["document_uri"] == "file:lynx.md"]
+    copied = [row for row in after if row["document_uri"] in {"file:owl.md", "file:bat.md"}]
+    assert copied
+    assert all(before[row["chunk_id"]] == row for row in copied), "copied as they were"
+    assert second["switch_index"].facts["previous"] == first["switch_index"].facts["version"]
+    assert len(rows_of(first["switch_index"].facts["version"])) == len(before), "the old version stays"
+    with connect() as connection:
+        assert {row["uri"] for row in connection.execute("SELECT uri FROM documents")} == {
+            f"file:{name}.md" for name in set(ANIMALS) - {"lynx"}
+        }
+
+
+def test_deletions_alone_make_a_version_without_parts(sync: Sync) -> None:
+    sync.run("first")
+    (sync.corpus / "lynx.md").unlink()
+    sync.golden.write_text("".join(line + "\n" for line in sync.golden.read_text().splitlines() if "lynx" not in line))
+    second = sync.run("second")
+    assert second["validate_documents"].facts["parts"] == []
+    assert second["check_index"].counts["documents"] == 5
+    assert current() == second["switch_index"].facts["version"]
+
+
+def test_another_chunk_size_makes_every_document_again(sync: Sync) -> None:
+    first = sync.run("first")
+    sync.changes["MILLRACE_CHUNK_TOKENS"] = "64"
+    second = sync.run("second")
+    assert second["list_documents"].counts["changed"] == len(ANIMALS)
+    assert second["check_index"].counts["chunks"] > first["check_index"].counts["chunks"]
+
+
+def test_a_worse_index_is_refused_and_the_old_one_serves_on(sync: Sync) -> None:
+    first = sync.run("first")
+    for name in ("owl", "fox", "bat"):
+        sync.write(f"{name}.md", "# Trains\n\nThe train leaves at noon from platform " + name)
+    second = sync.run("second")
+    assert second["check_index"].status == "refused"
+    assert "within 0.020 of the current version's 1.000" in str(second["check_index"].reason)
+    assert second["check_index"].metrics["previous_recall_at_5"] == 1
+    assert current() == first["check_index"].facts["version"]
+    with pytest.raises(ManifestError, match="refused"):
+        sync.stage("switch_index", "second")
+    with connect() as connection:
+        assert index_tables.get(connection, second["check_index"].facts["version"]).status == "refused"
+        titles = {row["title"] for row in connection.execute("SELECT title FROM documents")}
+    assert "Trains" not in titles
+
+
+def test_removal_of_many_documents_needs_a_yes(sync: Sync) -> None:
+    sync.run("first")
+    for name in ("owl", "fox"):
+        (sync.corpus / f"{name}.md").unlink()
+    sync.golden.write_text(sync.golden.read_text().splitlines()[-1] + "\n")
+    refused = sync.stage("list_documents", "second")
+    assert (refused.status, refused.counts["deleted"]) == ("refused", 2)
+    assert "confirm_removal=yes" in str(refused.reason)
+    assert sync.stage("list_documents", "second", confirm_removal="yes").status == "complete"
+
+
+def test_too_many_bad_documents_are_refused(sync: Sync) -> None:
+    for name in ("a", "b"):
+        sync.write(f"{name}.txt", "\x00")
+    done = sync.run("first")
+    assert done["validate_documents"].status == "refused"
+    assert "file:a.txt" in str(done["validate_documents"].reason)
+    assert current() is None
+
+
+def test_a_part_run_again_and_twice_at_once_ends_with_the_same_rows(sync: Sync) -> None:
+    sync.changes["MILLRACE_SHARD_DOCUMENTS"] = "3"
+    sync.stage("list_documents", "first")
+    assert sync.stage("validate_documents", "first").facts["parts"] == ["0000", "0001"]
+    for part in ("0000", "0001"):
+        sync.stage("index_documents", "first", part)
+    version = sync.stage("check_index", "first").facts["version"]
+    before = rows_of(version)
+    storage = Storage(sync.environment["MILLRACE_S3_ENDPOINT_URL"])
+    storage.delete_prefix(f"{sync.uri('first')}/index_documents/part-0000/manifest.json")
+    command = [sys.executable, "-m", "tasks", "index_documents", "--run", sync.uri("first"), "--part", "0000"]
+    twins = [subprocess.Popen(command, env={**os.environ, **sync.changes}, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [(twin.communicate()[0], twin.returncode)[1] for twin in twins] == [0, 0]
+    assert rows_of(version) == before
+    assert sync.stage("check_index", "first", min_recall_at_5="0.5").status == "complete", "its work is done again"
+    assert sync.stage("switch_index", "first").facts["version"] == version == current()
+
+
+def test_a_part_that_was_lost_is_found_before_anything_is_measured(sync: Sync) -> None:
+    for stage in ("list_documents", "validate_documents"):
+        sync.stage(stage, "first")
+    with pytest.raises(ManifestError, match="expected 1 complete parts"):
+        sync.stage("check_index", "first")
+    version = sync.stage("index_documents", "first", "0000").facts["version"]
+    with connect() as connection:
+        table = index_tables.get(connection, version).table
+        connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = 'file:owl.md'").format(table))
+    with pytest.raises(ManifestError, match="clear index_documents"):
+        sync.stage("check_index", "first")
+
+
+def test_a_version_that_serves_is_never_written(sync: Sync) -> None:
+    sync.run("first")
+    Storage(sync.environment["MILLRACE_S3_ENDPOINT_URL"]).delete_prefix(f"{sync.uri('first')}/index_documents/")
+    with pytest.raises(DataError, match="never written"):
+        sync.stage("index_documents", "first", "0000")
+
+
+def test_a_run_that_was_overtaken_does_not_switch(sync: Sync) -> None:
+    for stage, part in (
+        ("list_documents", None),
+        ("validate_documents", None),
+        ("index_documents", "0000"),
+        ("check_index", None),
+    ):
+        sync.stage(stage, "slow", part)
+    fast = sync.run("fast")
+    refused = sync.stage("switch_index", "slow")
+    assert refused.status == "refused"
+    assert current() == fast["switch_index"].facts["version"]
+
+
+def test_search_uses_the_vector_index_and_finds_the_nearest(sync: Sync, capsys: pytest.CaptureFixture[str]) -> None:
+    sync.run("first")
+    vector = load_embedder(settings()).encode(["What does the bat hunt?"])[0]
+    with connect() as connection:
+        hits = search(connection, None, vector, 3)
+        table = index_tables.get(connection, None).table
+        query = sql.SQL("EXPLAIN SELECT chunk_id FROM {} ORDER BY embedding <=> %s LIMIT 5").format(table)
+        plans = []
+        for exact in (False, True):
+            with index_tables.scan(connection, exact=exact):
+                plans.append(" ".join(str(row["QUERY PLAN"]) for row in connection.execute(query, (vector,))))
+    assert hits[0].document_uri == "file:bat.md"
+    assert hits[0].title == "The bat"
+    assert 1 > hits[0].score >= hits[1].score >= hits[2].score > 0
+    assert "hnsw" in plans[0]
+    assert "Seq Scan" in plans[1]
+    assert search_main(["What does the bat hunt?", "--k", "2"]) == 0
+    assert "1. " in capsys.readouterr().out
+    with connect() as connection, pytest.raises(DataError, match="index version 99"):
+        search(connection, 99, vector, 1)
+
+
+def test_documents_in_s3(sync: Sync) -> None:
+    storage = Storage(sync.environment["MILLRACE_S3_ENDPOINT_URL"])
+    prefix = f"s3://{sync.environment['MILLRACE_S3_BUCKET']}/corpora/{uuid4().hex}"
+    for animal, prey in ANIMALS.items():
+        storage.put_bytes(f"{prefix}/{animal}.md", document(animal, prey).encode())
+    storage.put_bytes(f"{prefix}/picture.png", b"\x89PNG")
+    sync.golden.write_text(
+        json.dumps({"id": "g", "question": "Who hunts mice?", "documents": [f"{prefix}/owl.md"]}) + "\n"
+    )
+    sync.changes["MILLRACE_CORPUS"] = prefix
+    done = sync.run("first")
+    assert done["list_documents"].counts["documents"] == len(ANIMALS)
+    assert done["check_index"].metrics["recall_at_5"] == 1
+    storage.put_bytes(f"{prefix}/owl.md", document("owl", "frogs").encode())
+    assert sync.stage("list_documents", "second").counts["changed"] == 1
+
+
+def test_corpora_that_hold_nothing_or_do_not_answer_the_questions(sync: Sync, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sync.changes["MILLRACE_CORPUS"] = str(tmp_path / "empty")
+    with pytest.raises(CorpusError, match="found none"):
+        sync.stage("list_documents", "a")
+    sync.changes["MILLRACE_CORPUS"] = f"s3://{sync.environment['MILLRACE_S3_BUCKET']}/nothing/here"
+    with pytest.raises(CorpusError, match="found none"):
+        sync.stage("list_documents", "b")
+    sync.changes["MILLRACE_CORPUS"] = "pydoc:topics"
+    with pytest.raises(DataError, match="MILLRACE_GOLDEN_QUESTIONS"):
+        sync.stage("list_documents", "c")
+
+
+def test_a_retired_version_loses_its_table_and_the_current_one_does_not(sync: Sync) -> None:
+    sync.run("first")
+    sync.changes["MILLRACE_CHUNK_TOKENS"] = "64"
+    done = sync.run("second")
+    with connect() as connection:
+        assert index_tables.drop(connection, done["switch_index"].facts["previous"]) is True
+        assert index_tables.drop(connection, done["switch_index"].facts["previous"]) is False
+    with connect() as connection, pytest.raises(DataError, match="Keep|keep"):
+        index_tables.drop(connection, done["switch_index"].facts["version"])
