@@ -131,26 +131,24 @@ def require_fair_comparison(connection: Connection, evidence: proofs.Evidence, l
 
 
 def _find(settings: Settings, storage: Storage, options: Options) -> Found:
-    candidate = options.candidate
-    if not options.candidate and not options.index:
-        candidate = newest_candidate(settings)
-    register = _manifest(storage, candidate, "register") if candidate else None
-    switch = _manifest(storage, options.index, "switch_index") if options.index else None
     with ledger(settings) as connection:
         live, index = releases.live(connection), current(connection)
+    candidate = options.candidate
+    if not options.candidate and not options.index:
+        candidate = newest_candidate(settings, live)
+    register = _manifest(storage, candidate, "register") if candidate else None
+    if options.index:
+        # Only checked: where a newer version was switched to meanwhile, that one is released.
+        _manifest(storage, options.index, "switch_index")
     if index is None:
         raise ReleaseError(
             "expected a current index version to release with the model, found none. Next: trigger sync_knowledge."
         )
-    if switch is not None and switch.facts["version"] != index.version:
-        raise _Nothing(
-            f"index version {switch.facts['version']} was superseded: version {index.version} is current by now"
-        )
     return Found(live, index, register, read_prompt(settings))
 
 
-def newest_candidate(settings: Settings) -> str:
-    """Return the register manifest of the model version that MLflow calls `candidate`, or an empty text."""
+def newest_candidate(settings: Settings, live: Release | None) -> str:
+    """Return the register manifest of the model version that MLflow calls `candidate`; empty when there is none, or it is live."""
     from mlflow.exceptions import MlflowException
 
     with tracking.answering(settings) as client:
@@ -160,6 +158,8 @@ def newest_candidate(settings: Settings) -> str:
             if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise
             return ""  # no model, or no version with that alias
+    if live is not None and version.tags["adapter_sha256"] == live.adapter_sha256:
+        return ""  # its run folder may be retired by now, and it is not needed
     return str(version.tags["manifest"])
 
 

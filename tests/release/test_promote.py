@@ -10,6 +10,7 @@ from tasks.database import connect
 from tasks.errors import ManifestError, OptionError, ReleaseError
 from tasks.release import ledger, promote
 from tasks.release.mirror import reconcile_mirrors
+from tasks.stage import Stage, StageOptions, StageResult
 
 pytestmark = pytest.mark.integration
 
@@ -221,9 +222,11 @@ def test_a_proposal_made_before_another_release_is_stale(house: Any) -> None:
 
 def test_a_new_index_keeps_the_model_and_needs_nobody(house: Any) -> None:
     house.index()
-    one = house.promote(house.candidate(b"one").uri)
+    candidate = house.candidate(b"one")
+    one, one_tuned = house.promote(candidate.uri), f"{candidate.run}/"
     version = house.index()
     run = house.run("promote_release")
+    house.storage.delete_prefix(one_tuned)  # housekeeping retires run folders; the live model needs none
     proposal = house.stage("propose", run)
     assert (proposal.facts["kind"], proposal.facts["needs_approval"]) == ("index", False)
     two = house.stage("promote", run, approved_by=promote.POLICY)
@@ -234,6 +237,18 @@ def test_a_new_index_keeps_the_model_and_needs_nobody(house: Any) -> None:
     strict = house.with_settings(approval="always")
     house.index()
     assert strict.stage("propose", house.run("promote_release")).facts["needs_approval"] is True
+
+
+def test_the_event_of_an_older_index_releases_the_current_one(house: Any) -> None:
+    house.index()
+    house.promote(house.candidate(b"one").uri)
+    run = house.run("sync_knowledge")
+    switched = house.stage(Stage("switch_index", StageOptions, lambda *_: StageResult(facts={"version": 1})), run)
+    newer = house.index()
+    proposal = house.stage("propose", house.run("promote_release"), index=switched.uri)
+    assert proposal.facts["index_version"] == newer
+    with pytest.raises(ReleaseError, match="expected the manifest of a register stage"):
+        house.stage("propose", house.run("promote_release"), candidate=switched.uri)
 
 
 def test_a_new_prompt_rides_along_and_needs_a_person(house: Any, tmp_path: Any) -> None:
