@@ -4,6 +4,7 @@ Reads a base model's folder and adapter folders. Writes nothing. One model is in
 switched on it. Fails with `ModelError` when an adapter does not belong to the base model.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ def score(
     accelerator: str,
 ) -> Iterator[tuple[str, Scored]]:
     """Yield (name, scores) of the base model (`base`), then of each adapter on it. Raises ModelError."""
+    # Read when torch is imported: threads that wait must sleep, on a machine that does other things too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.3
 _LAST_LINES = 40
-# The launcher is `deepspeed.launcher.launch`: what the `deepspeed` command starts on each node, after it has
-# imported everything once more. One machine needs no more than that.
-_LAUNCHER = "deepspeed.launcher.launch"
+_LAUNCHER = "tasks.training.launcher"
 
 
 class Ranks:

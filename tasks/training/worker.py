@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.training.encoding import Encoded, encode, pad_id, training_order
+from tasks.training.launcher import leave_out_unused
 from tasks.training.recipes import Recipe, deepspeed_config
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> int:
     """`python -m tasks.training.worker --local_rank=N JOB_FOLDER`: train one rank."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a rank must not outlive its launcher
+    leave_out_unused()
     folder = Path(arguments[-1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))

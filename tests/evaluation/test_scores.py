@@ -1,0 +1,54 @@
+"""Scores of a tiny model and of adapters switched upon it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.errors import ModelError
+from tasks.evaluation.scores import score
+from tasks.training.adapters import WEIGHTS
+from tasks.training.encoding import encode
+from tests.tiny_model import make_adapter, make_model, pair
+
+ROWS = [pair(str(n), f"What is {n}?", "It is " + "very " * n + "good.") for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base"))
+
+
+def test_each_row_has_its_own_loss_in_its_own_place(base: Path) -> None:
+    (_name, found), *_ = score(base, {}, ROWS, "", 200, 3, "cpu")
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    for row, one in zip(encode(tokenizer, ROWS, "", 200), found.scores, strict=True):
+        with torch.no_grad():
+            mean = model(torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
+        assert one.id == row.id
+        assert one.tokens == row.answer_tokens
+        assert one.loss == pytest.approx(float(mean) * one.tokens, rel=1e-4)
+
+
+def test_adapters_are_switched_not_mixed(base: Path, tmp_path: Path) -> None:
+    first, second = (make_adapter(base, tmp_path / str(seed), seed) for seed in (2, 3))
+    both = dict(score(base, {"a": first, "b": second}, ROWS, "", 200, 3, "cpu"))
+    alone = dict(score(base, {"b": second}, ROWS, "", 200, 3, "cpu"))
+    assert [s.loss for s in both["b"].scores] == pytest.approx([s.loss for s in alone["b"].scores], rel=1e-5)
+    assert [s.loss for s in both["base"].scores] == pytest.approx([s.loss for s in alone["base"].scores], rel=1e-5)
+    assert float((both["a"].probe - both["base"].probe).abs().max()) > 1e-3
+    assert float((both["a"].probe - both["b"].probe).abs().max()) > 1e-3
+
+
+def test_an_untrained_adapter_changes_no_logit(base: Path, tmp_path: Path) -> None:
+    found = dict(score(base, {"a": make_adapter(base, tmp_path, trained=False)}, ROWS, "", 200, 3, "cpu"))
+    assert float((found["a"].probe - found["base"].probe).abs().max()) == 0
+
+
+def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
+    weights = make_adapter(base, tmp_path) / WEIGHTS
+    save_file({name.replace("layers.1", "layers.5"): value for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(ModelError, match="fit"):
+        dict(score(base, {"a": tmp_path}, ROWS, "", 200, 3, "cpu"))
