@@ -28,12 +28,13 @@ def _knowledge(findings: Findings) -> list[str]:
     stages = findings.references["knowledge"]
     listed, valid, checked = (stages[name] for name in ("list_documents", "validate_documents", "check_index"))
     parts = [value for name, value in stages.items() if name.startswith("index_documents")]
+    rejected = valid["counts"].get("quarantined", 0) or listed["counts"].get("rejected", 0)
     rules = valid["facts"].get("quarantined_by_rule") or {}
     reasons = ", ".join(f"{rule}: {count}" for rule, count in sorted(rules.items()))
     embedded = sum(part["counts"].get("embedded", 0) for part in parts)
     metrics, facts = checked["metrics"], checked["facts"]
     return [
-        f"{listed['counts']['documents']} documents seen, {valid['counts'].get('quarantined', 0)} quarantined"
+        f"{listed['counts']['documents']} documents seen, {rejected} quarantined"
         + (f" ({reasons})" if reasons else ""),
         f"{facts.get('chunks')} chunks in index version {facts['version']}; {embedded} chunks embedded in this run",
         f"golden questions: recall@5 {_figure(metrics, 'recall_at_5')}, nDCG@10 {_figure(metrics, 'ndcg_at_10')}",
@@ -46,7 +47,7 @@ def _training(findings: Findings) -> list[str]:
     steps = train["counts"].get("steps", 0)
     done = f"{steps} steps" if steps else "0 steps (the same inputs were trained before; that adapter is used)"
     lines = [
-        f"{done}; training loss {_figure(train['metrics'], 'loss_start')} -> {_figure(train['metrics'], 'loss_end')}",
+        f"{done}; training loss on the first rows {_figure(train['metrics'], 'loss_start')} -> {_figure(train['metrics'], 'loss_end')}",
         f"held-out loss: base model {_interval(measured, 'base_loss')}, candidate {_interval(measured, 'candidate_loss')}",
         f"difference {_interval(measured, 'difference')} (paired bootstrap, 95 %)",
     ]
@@ -88,7 +89,7 @@ def _drift(findings: Findings) -> list[str]:
         f"{replays['before']['answered']} requests before the shift, {replays['after']['answered']} after;"
         f" {findings.feedback} corrections by a reviewer",
         f"drifted: {drifted}",
-        *textwrap.wrap(f"decision: {decision['action']} - {decision['reason']}", WIDTH - 2)[:3],
+        *_wrapped(f"decision: {decision['action']} - {decision['reason']}", 3),
     ]
     if findings.started:
         run = findings.started
@@ -99,6 +100,11 @@ def _drift(findings: Findings) -> list[str]:
     if findings.waiting:
         lines.append("its candidate waits for your approval in Airflow: promote_release > Required Actions")
     return lines
+
+
+def _wrapped(text: str, lines: int) -> list[str]:
+    """Return a text in at most so many lines; what does not fit is shown as left out."""
+    return textwrap.wrap(text, WIDTH - 2, max_lines=lines, placeholder=" ...")
 
 
 def _figure(values: dict[str, Any], name: str) -> str:

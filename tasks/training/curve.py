@@ -63,10 +63,3 @@ class Curve:
             with tracking.answering(self._settings) as client:
                 client.log_batch(self.run_id, metrics=metrics)
             self._sent += len(waiting)
-
-
-def ends(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the mean loss of the first and of the last eighth of the steps (at least one)."""
-    losses = [float(row["loss"]) for row in rows]
-    some = max(1, len(losses) // 8)
-    return sum(losses[:some]) / some, sum(losses[-some:]) / some

@@ -23,7 +23,7 @@ from tasks.contracts import Artifact, digest, digest_of
 from tasks.errors import ManifestError, MillraceError, Preempted, ServiceUnavailable
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 from tasks.training import adapters, checkpoints
-from tasks.training.curve import Curve, ends
+from tasks.training.curve import Curve
 from tasks.training.ranks import Ranks, world_size
 from tasks.training.recipes import Recipe, deepspeed_config, load_recipe
 
@@ -195,15 +195,15 @@ def _keep(
     outputs = {f"adapter/{name}": item for name, item in context.storage.put_folder(f"{folder}/adapter", final).items()}
     outputs["loss_curve"] = context.storage.put_rows(f"{folder}/loss_curve.jsonl", curve.rows)
     outputs["recipe"] = context.storage.put_json(f"{folder}/recipe.json", plan.recipe.model_dump(mode="json"))
-    start, end = ends(curve.rows)
     proof = proofs[0]
     return {
         "outputs": {name: artifact.model_dump(mode="json") for name, artifact in outputs.items()},
         "steps": proof["steps"],
         "counts": {name: int(proof[name]) for name in ("rows", "tokens", "answer_tokens", "truncated")},
         "metrics": {
-            "loss_start": start,
-            "loss_end": end,
+            # Both on the rows of the first step: before any step, and after the last.
+            "loss_start": float(curve.rows[0]["loss"]),
+            "loss_end": float(proof["first_rows_loss"]),
             "tokens_per_second": proof["tokens"] / max(proof["train_seconds"], 1e-3),
             "padding_share": 1 - proof["tokens"] / proof["padded_tokens"],
             "peak_rss_mb": float(max(other["peak_rss_mb"] for other in proofs)),

@@ -51,10 +51,33 @@ def main(arguments: list[str]) -> int:
         "train_seconds": round(time.monotonic() - started, 3),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    if facts["step"] == facts["steps"] and rank == 0:
-        trainer.save_model(str(folder / "adapter"))
+    if facts["step"] == facts["steps"]:
+        facts["first_rows_loss"] = first_rows_loss(trainer, recipe.optimisation.rows_per_step, rank, world)
+        if rank == 0:
+            trainer.save_model(str(folder / "adapter"))
     _write(folder / f"done.rank{rank}.json", facts)
     return 0
+
+
+def first_rows_loss(trainer: "Trainer", rows_per_rank: int, rank: int, world: int) -> float:
+    """Return the trained model's loss on the rows of the first step, over all ranks.
+
+    Steps hold different rows, so the last step's loss says little beside the first one's; on the same rows they
+    can be compared.
+    """
+    import torch
+
+    from tasks.training.answers import answer_losses
+
+    rows = [trainer.train_dataset[row] for row in range(rank, rows_per_rank * world, world)]
+    batch = {name: tensor.to(trainer.args.device) for name, tensor in trainer.data_collator(rows).items()}
+    model = trainer.model_wrapped  # DeepSpeed's engine: under ZeRO-3 only it can gather the weights
+    model.eval()
+    with torch.no_grad():
+        losses, _rows, _logits = answer_losses(model, batch)
+    total = torch.tensor([losses.sum().item(), float(losses.numel())], device=trainer.args.device)
+    torch.distributed.all_reduce(total)
+    return round(float(total[0] / total[1]), 6)
 
 
 def skip_compiled_communication() -> None:
@@ -68,7 +91,7 @@ def skip_compiled_communication() -> None:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[Trainer, dict[str, int]]":
+def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[Trainer, dict[str, int | float]]":
     """Return the trainer, and counts of what it will read."""
     import torch
     from peft import get_peft_model
@@ -149,7 +172,7 @@ def _lora(recipe: Recipe, blocks: int) -> Any:
     )
 
 
-def _counts(examples: list[Encoded], order: list[int], rows_per_batch: int) -> dict[str, int]:
+def _counts(examples: list[Encoded], order: list[int], rows_per_batch: int) -> dict[str, int | float]:
     """Return what the training reads in all: `padded_tokens` is the work done, `tokens` the useful part of it."""
     lengths = [len(examples[row].input_ids) for row in order]
     batches = [lengths[start : start + rows_per_batch] for start in range(0, len(lengths), rows_per_batch)]
@@ -178,8 +201,9 @@ def _events(folder: Path, rank: int) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                kept = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-                self.write({"step": state.global_step, "steps": state.max_steps, "at": time.time(), **kept})
+                event: dict[str, Any] = {"step": state.global_step, "steps": state.max_steps, "at": time.time()}
+                event |= {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+                self.write(event)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.write({"checkpoint": state.global_step})
