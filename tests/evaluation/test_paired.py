@@ -18,6 +18,12 @@ def test_means_are_weighted_by_token() -> None:
     assert difference(scores([1.0, 9.0], [1, 9]), scores([2.0, 27.0], [1, 9]), **HOW).value == pytest.approx(-1.9)
 
 
+def test_the_interval_is_weighted_by_token_too() -> None:
+    found = mean(scores([10.0, 99.0] * 100, [1, 99] * 100), **HOW)
+    assert found.value == pytest.approx(1.09)
+    assert 1.0 < found.low < found.value < found.high < 1.2
+
+
 def test_the_interval_is_that_of_the_normal_formula() -> None:
     chance = numpy.random.default_rng(0)
     gaps = chance.normal(-0.1, 1.0, size=400)

@@ -1,0 +1,313 @@
+"""The stages of a fine-tune for real: DeepSpeed with two ranks, S3, MLflow, Postgres."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks.contracts import Manifest, digest_of
+from tasks.database import connect, migrate
+from tasks.evaluation.evaluate import adapter_files
+from tasks.settings import REPOSITORY
+from tasks.storage import Storage
+from tests.tiny_model import make_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+STAGES = ("build_dataset", "validate_dataset", "train", "evaluate", "gate")
+
+
+class Bench:
+    """Runs stages as every launcher does, in run folders of its own."""
+
+    def __init__(self, stack: Any, storage: Storage) -> None:
+        self.environment = {**os.environ, **stack.env}
+        self.bucket = f"s3://{stack.env['MILLRACE_S3_BUCKET']}"
+        self.database = stack.env["MILLRACE_DATABASE_URL"]
+        self.mlflow = stack.env["MILLRACE_MLFLOW_TRACKING_URI"]
+        self.storage = storage
+
+    def new_run(self) -> str:
+        return f"{self.bucket}/runs/fine_tune/{uuid.uuid4().hex}"
+
+    def start(self, stage: str, run: str, **options: str) -> "subprocess.Popen[str]":
+        arguments = [item for name, value in options.items() for item in (f"--{name}", value)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasks", stage, "--run", run, *arguments],
+            cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, stage: str, run: str, expect: int = 0, **options: str) -> dict[str, Any]:
+        process = self.start(stage, run, **options)
+        out, log = process.communicate()
+        assert process.returncode == expect, log[-3000:]
+        return json.loads(out.splitlines()[-1]) if out.strip() else {"log": log}
+
+    def manifest(self, run: str, stage: str) -> Manifest:
+        found = self.storage.read_manifest(f"{run}/{stage}/manifest.json")
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def bench(stack: Any) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.env.items():
+            patch.setenv(name, value)
+        migrate(stack.env["MILLRACE_DATABASE_URL"])
+        yield Bench(stack, Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
+
+
+@pytest.fixture(scope="module")
+def tiny(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model made on the spot, in S3."""
+    reference = f"{bench.bucket}/tiny/{uuid.uuid4().hex}"
+    bench.storage.put_folder(reference, make_model(tmp_path_factory.mktemp("tiny")))
+    return reference
+
+
+def validate_new(bench: Bench, folder: Path) -> str:
+    """Return a run folder with a validated dataset that no other test has."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    mark = uuid.uuid4().hex[:6]
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {mark}{n}?"},
+                {"role": "assistant", "content": f"{mark} {words[n % 10]} {n} {words[n // 10]} and more"},
+            ],
+            "source": f"source {n}",
+        }
+        for n in range(60)
+    ]
+    path = folder / "examples.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    run = bench.new_run()
+    bench.run("build_dataset", run, examples=str(path), recipe="smoke_cpu")
+    bench.run("validate_dataset", run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(bench: Bench, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run folder whose candidate, of the tiny model, is trained and evaluated. Tests leave it as it was."""
+    run = validate_new(bench, tmp_path_factory.mktemp("trained"))
+    bench.run("train", run, recipe="smoke_cpu", base_model=tiny)
+    bench.run("evaluate", run)
+    return run
+
+
+@pytest.fixture
+def validated(bench: Bench, tmp_path: Path) -> str:
+    return validate_new(bench, tmp_path)
+
+
+def wait_for_rank(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    """Return the process of a rank, as soon as there is one."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if f"--local_rank={rank}" in child.cmdline():
+                    return child
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no rank {rank} within two minutes: {process.communicate()}")
+
+
+def kept(bench: Bench, run: str) -> list[str]:
+    """Return what stands below models/ that was trained on the run's dataset."""
+    found = []
+    rows = bench.manifest(run, "validate_dataset").facts["dataset_sha256"]
+    for uri, _size, _etag in bench.storage.list(f"{bench.bucket}/models/"):
+        if uri.endswith("/training.json") and rows in bench.storage.get_bytes(uri).decode():
+            found.append(uri)
+    return found
+
+
+def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -> None:
+    run, again = bench.new_run(), bench.new_run()
+    results = {}
+    for stage in STAGES:
+        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "train"} else {}
+        results[stage] = bench.run(stage, run, **options)
+    train = results["train"]
+    assert train["counts"]["steps"] == 3
+    assert train["facts"]["ranks"] == 2
+    assert train["metrics"]["loss_end"] < train["metrics"]["loss_start"]
+    assert results["evaluate"]["metrics"]["difference_high"] < 0
+    assert results["evaluate"]["facts"]["output_changed"] is True
+    assert results["gate"]["facts"]["verdict"] == "promote"
+    assert digest_of(adapter_files(bench.manifest(run, "train").outputs)) == train["facts"]["adapter_sha256"]
+
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=bench.mlflow)
+    history = client.get_metric_history(train["facts"]["mlflow_run_id"], "loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert client.get_run(train["facts"]["mlflow_run_id"]).info.status == "FINISHED"
+
+    for stage in STAGES[:3]:
+        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "train"} else {}
+        second = bench.run(stage, again, **options)
+    assert second["counts"]["steps"] == 0
+    assert second["facts"]["reused"] is True
+    assert second["facts"]["adapter_sha256"] == train["facts"]["adapter_sha256"]
+
+
+def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) -> None:
+    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    wait_for_rank(process, 1).kill()
+    out, log = process.communicate()
+    assert process.returncode == 75, log[-3000:]
+    assert not out.strip()
+    assert "SIGKILL" in log
+    assert bench.storage.read_manifest(f"{validated}/train/manifest.json") is None
+    assert kept(bench, validated) == []
+
+
+def test_after_sigterm_it_goes_on_from_its_checkpoint(bench: Bench, validated: str, tiny: str) -> None:
+    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    wait_for_rank(process, 1)
+    process.send_signal(signal.SIGTERM)
+    _out, log = process.communicate()
+    assert process.returncode == 75, log[-3000:]
+    assert "Preempted" in log
+    assert "after step 1" in log
+    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    _out, log = process.communicate()
+    assert process.returncode == 0, log[-3000:]
+    assert "going on from step 1" in log
+    manifest = bench.manifest(validated, "train")
+    curve = list(bench.storage.get_rows(manifest.outputs["loss_curve"]))
+    assert [row["step"] for row in curve] == [1, 2, 3]
+    assert manifest.counts["steps"] == 3
+
+
+def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str) -> None:
+    first = bench.manifest(trained, "train")
+    bench.storage.delete_prefix(first.outputs["adapter/adapter_model.safetensors"].uri)
+    second = bench.run("train", trained, recipe="smoke_cpu", base_model=tiny)
+    assert second["counts"]["steps"] == 3
+    assert second["facts"]["adapter_sha256"] == first.facts["adapter_sha256"], "the same inputs, the same bytes"
+
+
+def test_a_model_without_weights_is_bad_input(bench: Bench, validated: str) -> None:
+    reference = f"{bench.bucket}/tiny/{uuid.uuid4().hex}"
+    bench.storage.put_bytes(f"{reference}/config.json", b"{}")
+    found = bench.run("train", validated, expect=2, recipe="smoke_cpu", base_model=reference)
+    assert "ModelError: expected safetensors weights" in found["log"]
+
+
+Change = Callable[[Manifest], dict[str, Any]]
+
+
+def better(manifest: Manifest) -> dict[str, Any]:
+    return {"metrics": manifest.metrics | {"difference": -1.0, "difference_low": -2.0, "difference_high": -0.5}}
+
+
+def other_adapter(manifest: Manifest) -> dict[str, Any]:
+    return {"facts": manifest.facts | {"adapter_sha256": "0" * 64}}
+
+
+def other_rows(manifest: Manifest) -> dict[str, Any]:
+    return {"facts": manifest.facts | {"held_out_sha256": "0" * 64}}
+
+
+def more_rows(manifest: Manifest) -> dict[str, Any]:
+    return {"facts": manifest.facts | {"rows": 10_000}}
+
+
+def a_champion(manifest: Manifest) -> dict[str, Any]:
+    return {"facts": manifest.facts | {"champion_release": 7}}
+
+
+def test_the_gate_believes_no_figure_that_was_changed(bench: Bench, trained: str) -> None:
+    honest = bench.manifest(trained, "evaluate")
+    changes: dict[Change, str] = {
+        better: "the scores of the rows give",
+        other_adapter: "another adapter",
+        other_rows: "another held-out set",
+        more_rows: "not those of the held-out rows",
+        a_champion: "disagree about the champion",
+    }
+    for change, told in changes.items():
+        tampered = honest.model_copy(update=change(honest))
+        bench.storage.put_bytes(honest.uri, tampered.to_bytes())
+        result = bench.run("gate", trained, expect=3)
+        assert result["facts"]["verdict"] == "hold"
+        assert told in result["facts"]["reason"]
+    train = bench.manifest(trained, "train")
+    bench.storage.put_bytes(honest.uri, honest.to_bytes())
+    adapter = train.outputs["adapter/adapter_model.safetensors"]
+    body = bench.storage.get(adapter)
+    bench.storage.put_bytes(adapter.uri, body[:-1] + bytes([body[-1] ^ 1]))
+    assert "ManifestError" in bench.run("gate", trained, expect=2)["log"]
+    bench.storage.put_bytes(adapter.uri, body)
+
+
+def test_the_champion_again_is_nothing_new(bench: Bench, trained: str, tiny: str) -> None:
+    release = make_release(bench, bench.manifest(trained, "train").facts, tiny)
+    bench.storage.delete_prefix(f"{trained}/evaluate/manifest.json")  # as a cleared task: measured again
+    result = bench.run("evaluate", trained)
+    assert result["facts"]["champion_release"] == release
+    assert result["metrics"]["champion_loss"] == pytest.approx(result["metrics"]["candidate_loss"])
+    gate = bench.run("gate", trained, expect=3)
+    assert gate["facts"]["verdict"] == "hold"
+    assert "nothing new was learned" in gate["facts"]["reason"]
+
+
+def make_release(bench: Bench, facts: dict[str, Any], base_model: str) -> int:
+    """Make the adapter of `facts` live, as `promote` would."""
+    name = uuid.uuid4().hex
+    with connect(bench.database) as connection:
+        index = connection.execute(
+            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
+            "VALUES ('f', 'c', 's', 'e', 3, %s, 'former', %s) RETURNING version",
+            (f"chunks_{name}", name),
+        ).fetchone()
+        assert index is not None
+        row = connection.execute(
+            "INSERT INTO releases (kind, model_name, model_version, adapter_uri, adapter_sha256, base_model, base_revision, "
+            "prompt_sha256, prompt, index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
+            "VALUES ('promotion', 'm', '1', %s, %s, %s, %s, 'p', 'p', %s, 'e', 'r', 'u', 's', 'test', 'test', %s) RETURNING release",
+            (facts["adapter_uri"], facts["adapter_sha256"], base_model, facts["base_revision"], index["version"], name),
+        ).fetchone()
+    assert row is not None
+    return int(row["release"])
+
+
+def test_accepted_corrections_are_trained_on(bench: Bench) -> None:
+    request, pending = uuid.uuid4(), uuid.uuid4()
+    with connect(bench.database) as connection:
+        for number in (request, pending):
+            connection.execute(
+                "INSERT INTO requests (id, created_at, kind, question, latency_ms) VALUES (%s, now(), 'chat', %s, 1)",
+                (number, f"How do I sort {number}?"),
+            )
+        connection.execute(
+            "INSERT INTO feedback (request_id, rating, correction, status, reviewed_by) "
+            "VALUES (%s, 'down', 'Call its method sort, which works in place.', 'accepted', 'ada')",
+            (request,),
+        )
+        connection.execute(
+            "INSERT INTO feedback (request_id, rating, correction) VALUES (%s, 'down', 'Nobody has read this one yet.')",
+            (pending,),
+        )
+    run = bench.new_run()
+    built = bench.run("build_dataset", run, recipe="smoke_cpu")
+    assert built["counts"]["feedback_train"] == 1
+    rows = list(bench.storage.get_rows(bench.manifest(run, "build_dataset").outputs["candidates"]))
+    (corrected,) = [row for row in rows if row["origin"] == "feedback"]
+    assert corrected["split"] == "train"
+    assert corrected["messages"][0]["content"] == f"How do I sort {request}?"
+    assert bench.run("validate_dataset", run)["counts"]["feedback_train"] == 1
