@@ -11,40 +11,25 @@ import json
 import logging
 import os
 import platform
-import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from tasks.contracts import Artifact, Manifest, Option, digest, digest_of, stage_uri
+from tasks.contracts import Artifact, Manifest, digest, digest_of, stage_uri
 from tasks.database import connect
-from tasks.errors import ManifestError, OptionError, Preempted, ServiceUnavailable, nearest
-from tasks.settings import REPOSITORY, Settings
+from tasks.errors import ManifestError, Preempted, ServiceUnavailable
+from tasks.options import Options, StageOptions, from_setting, resolve_options
+from tasks.provenance import code_revision, resources
+from tasks.settings import Settings
 from tasks.storage import Storage
 
 log = logging.getLogger(__name__)
 
-
-class StageOptions(BaseModel):
-    """Base of a stage's options. Unknown options are errors; a field made by `from_setting` inherits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def from_setting(name: str, description: str = "") -> Any:
-    """Return a field that takes its value from the setting `name` when the command does not give it."""
-    return Field(default=None, validate_default=False, description=description, json_schema_extra={"setting": name})
-
-
-Options = TypeVar("Options", bound=StageOptions)
+__all__ = ["Stage", "StageContext", "StageOptions", "StageResult", "code_revision", "from_setting", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ class StageContext:
 def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None, given: Mapping[str, str]) -> Manifest:
     """Run `stage` for the run folder `run` with the options `given` on the command line; return its manifest."""
     storage = Storage(settings.s3_endpoint_url)
-    options, resolved = resolve_options(stage, settings, given)
+    options, resolved = resolve_options(stage.name, stage.options, settings, given)
     inputs = {name: storage.require_manifest(run, name) for name in stage.needs}
     fingerprint = digest(
         {
@@ -183,7 +168,7 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
             host=platform.node(),
             started_at=started,
             ended_at=datetime.now(UTC),
-            resource_seconds=_resources(time.monotonic() - clock, result.gpus),
+            resource_seconds=resources(time.monotonic() - clock, result.gpus),
         )
         manifest.reference()  # refuses a reference too large for XCom before anything is declared complete
         storage.write_manifest(manifest)
@@ -209,71 +194,6 @@ def _standing(storage: Storage, uri: str, fingerprint: str) -> Manifest | None:
         log.warning("the manifest of an earlier attempt is damaged, the work is done again: %s", error)
     storage.delete_prefix(uri)
     return None
-
-
-def resolve_options(
-    stage: Stage[Options], settings: Settings, given: Mapping[str, str]
-) -> tuple[Options, dict[str, Option]]:
-    """Return the options object and where each value came from: command, settings, or default.
-
-    Raises OptionError naming every unknown or malformed option at once.
-    """
-    fields = stage.options.model_fields
-    problems = [
-        f"--{name} is not an option of {stage.name}.{nearest(name, fields)}" for name in given if name not in fields
-    ]
-    values: dict[str, Any] = {name: value for name, value in given.items() if name in fields}
-    origins: dict[str, Literal["command", "settings", "default"]] = {}
-    for name, definition in fields.items():
-        extra = definition.json_schema_extra
-        if name in values:
-            origins[name] = "command"
-        elif isinstance(extra, dict) and "setting" in extra:
-            values[name] = getattr(settings, str(extra["setting"]))
-            origins[name] = "settings"
-        else:
-            origins[name] = "default"
-    try:
-        options = stage.options.model_validate(values)
-    except ValidationError as error:
-        problems += [
-            f"--{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}"
-            for e in error.errors(include_url=False, include_input=False)
-        ]
-        raise OptionError(_option_text(stage.name, problems)) from error
-    if problems:
-        raise OptionError(_option_text(stage.name, problems))
-    dumped = options.model_dump(mode="json")
-    return options, {name: Option(value=dumped[name], origin=origins[name]) for name in fields}
-
-
-def _option_text(stage: str, problems: list[str]) -> str:
-    lines = "\n  ".join(problems)
-    return f"expected the options of {stage}, found:\n  {lines}\nNext: python -m tasks {stage} --help"
-
-
-@cache
-def code_revision(settings: Settings) -> str:
-    """Return the commit this code is: from the setting (images), else from git, with `+changes` for a dirty tree."""
-    if settings.code_revision:
-        return settings.code_revision
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--", "tasks", "expectations") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # an unpacked archive without git: said as it is
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def _resources(wall: float, gpus: int) -> dict[str, float]:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    return {"wall": round(wall, 3), "cpu": round(cpu, 3), "gpu": round(wall * gpus, 3)}
 
 
 def _record_cost(manifest: Manifest) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.errors import ManifestError, OptionError, Preempted
+from tasks.options import resolve_options
 from tasks.settings import Settings, load_settings
-from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, resolve_options, run_stage
+from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, run_stage
 from tasks.storage import Storage
 
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u@127.0.0.1/x", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
@@ -31,7 +32,7 @@ def stage(run: Callable[[StageContext, Options], StageResult] | None = None, **c
 
 
 def test_each_option_says_where_it_came_from() -> None:
-    _, resolved = resolve_options(stage(), load_settings(LEAST), {"times": "3"})
+    _, resolved = resolve_options("tried", Options, load_settings(LEAST), {"times": "3"})
     assert {name: option.origin for name, option in resolved.items()} == {
         "word": "default", "times": "command", "corpus": "settings",
     }  # fmt: skip
@@ -40,7 +41,7 @@ def test_each_option_says_where_it_came_from() -> None:
 
 def test_wrong_options_are_told_together() -> None:
     with pytest.raises(OptionError) as caught:
-        resolve_options(stage(), load_settings(LEAST), {"wrd": "x", "times": "many"})
+        resolve_options("tried", Options, load_settings(LEAST), {"wrd": "x", "times": "many"})
     assert "--wrd is not an option of tried. Did you mean 'word'?" in str(caught.value)
     assert "--times" in str(caught.value)
 
