@@ -60,6 +60,8 @@ def demo() -> int:
 
 def places(folder: Path, airflow: str, environment: dict[str, str]) -> dict[str, str]:
     """Return where a person looks next."""
+    if folder.is_relative_to(REPOSITORY):
+        folder = folder.relative_to(REPOSITORY)
     return {
         "Airflow": f"{airflow}   user admin, password in {folder / 'airflow' / 'passwords.json'}",
         "MLflow": environment["MILLRACE_MLFLOW_TRACKING_URI"],

@@ -47,14 +47,16 @@ def _training(findings: Findings) -> list[str]:
     steps = train["counts"].get("steps", 0)
     done = f"{steps} steps" if steps else "0 steps (the same inputs were trained before; that adapter is used)"
     lines = [
-        f"{done}; training loss on the first rows {_figure(train['metrics'], 'loss_start')} -> {_figure(train['metrics'], 'loss_end')}",
+        done,
+        f"training loss on the first rows {_figure(train['metrics'], 'loss_start')} -> "
+        f"{_figure(train['metrics'], 'loss_end')}",
         f"held-out loss: base model {_interval(measured, 'base_loss')}, candidate {_interval(measured, 'candidate_loss')}",
         f"difference {_interval(measured, 'difference')} (paired bootstrap, 95 %)",
     ]
     facts = gate.get("facts", {})
     return [
         *lines,
-        f"verdict: {facts.get('verdict', 'none')} - {facts.get('reason') or gate.get('reason') or ''}"[:WIDTH],
+        *_wrapped(f"verdict: {facts.get('verdict', 'none')} - {facts.get('reason') or gate.get('reason') or ''}", 2),
     ]
 
 
