@@ -20,6 +20,7 @@ from pathlib import Path
 from local.environment import ROLE
 from local.errors import LocalError
 from local.processes import Identity, alive, kill
+from local.settings import REPOSITORY
 
 SERVICE_USER = "nobody"
 SETTINGS = {
@@ -49,11 +50,35 @@ def _passable(path: Path) -> bool:
     return all(folder.stat().st_mode & 0o001 for folder in path.resolve().parents)
 
 
+def only_root_may_enter() -> bool:
+    """Say whether Postgres' own programs stand where only root may go (a checkout below /root, say).
+
+    They ask for their permissions by the real user, so no capability helps an ordinary one in there.
+    """
+    program = binaries() / "postgres"
+    return not (program.stat().st_mode & 0o005 == 0o005 and _passable(program))
+
+
+def _in_user_namespace(user: pwd.struct_passwd, command: list[str]) -> list[str]:
+    """Return `command` so that it sees itself as an ordinary user, while its files stay root's."""
+    unshare = shutil.which("unshare")
+    inside = [str(unshare), "--user", "--map-user", str(user.pw_uid), "--map-group", str(user.pw_gid), "--"]
+    if unshare is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        raise LocalError(
+            "expected a folder that others may enter, or user namespaces (`unshare --user`), because Postgres does "
+            f"not run as root; found neither for {REPOSITORY}. Next: move the checkout, to /srv or /opt for example, "
+            "or run as an ordinary user."
+        )
+    return [*inside, *command]
+
+
 def as_service_user(command: list[str], data: Path) -> list[str]:
     """Return `command` so that it does not run as root; unchanged for an ordinary user."""
     if os.geteuid() != 0:
         return command
     user = pwd.getpwnam(SERVICE_USER)
+    if only_root_may_enter():
+        return _in_user_namespace(user, command)
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise LocalError(
@@ -61,8 +86,7 @@ def as_service_user(command: list[str], data: Path) -> list[str]:
             "Next: install util-linux, or run as an ordinary user."
         )
     drop = [setpriv, "--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
-    readable = (binaries() / "postgres").stat().st_mode & 0o005 == 0o005
-    if not (readable and _passable(binaries() / "postgres") and _passable(data)):
+    if not _passable(data):
         drop += ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
     return [*drop, "--", *command]
 
@@ -95,7 +119,7 @@ def initialise(data: Path, password: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "password"
         secret.write_text(password)
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and not only_root_may_enter():
             user = pwd.getpwnam(SERVICE_USER)
             for path in (draft, Path(folder), secret):
                 os.chown(path, user.pw_uid, user.pw_gid)
