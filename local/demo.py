@@ -66,7 +66,7 @@ def places(folder: Path, airflow: str, environment: dict[str, str]) -> dict[str,
         "Airflow": f"{airflow}   user admin, password in {folder / 'airflow' / 'passwords.json'}",
         "MLflow": environment["MILLRACE_MLFLOW_TRACKING_URI"],
         "assistant": f"{environment['MILLRACE_ASSISTANT_URL']}/v1/chat/completions",
-        "stop it": "make down   (data stays in " + str(folder) + "; make clean removes it)",
+        "stop it": "make down   (data stays in " + str(folder) + "; to remove it: make clean)",
     }
 
 
