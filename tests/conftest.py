@@ -1,8 +1,11 @@
 """What all tests share: the embedded stack, started once a session for those marked `integration`."""
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from local.stack import EmbeddedStack
 
@@ -15,3 +18,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
     """
     with EmbeddedStack(tmp_path_factory.mktemp("stack"), parts=("postgres", "s3", "mlflow"), ports="free") as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def new_database(stack: EmbeddedStack) -> Callable[[str], str]:
+    """Return the URL of a new, empty database whose name starts with a word: rows of other tests are not in it."""
+
+    def create(word: str) -> str:
+        name = f"{word}_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(stack.database_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return stack.url_of(name)
+
+    return create

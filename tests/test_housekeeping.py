@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from tasks.database import connect, migrate
 from tasks.housekeeping import STAGE, Known, old_folders, old_versions
@@ -60,14 +58,12 @@ def test_a_folder_is_as_old_as_its_newest_object() -> None:
 
 
 @pytest.fixture
-def settings(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    name = f"house_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": stack.url_of(name)}).items():
+def settings(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    url = new_database("house")
+    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": url}).items():
         monkeypatch.setenv(variable, value)
     process_settings.cache_clear()
-    migrate(stack.url_of(name))
+    migrate(url)
     yield load_settings()
     process_settings.cache_clear()
 

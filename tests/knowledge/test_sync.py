@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -34,12 +33,9 @@ ANIMALS = {"owl": "mice", "fox": "rabbits", "bat": "moths", "cat": "birds", "wol
 
 
 @pytest.fixture(scope="module")
-def database(stack: Any) -> Iterator[str]:
+def database(new_database: Any) -> str:
     """A database of our own in the stack's server, so that other tests' index versions do not meet ours."""
-    name = f"knowledge_{uuid4().hex[:8]}"
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield urlsplit(stack.database_url)._replace(path=f"/{name}").geturl()
+    return str(new_database("knowledge"))
 
 
 @pytest.fixture(scope="module")

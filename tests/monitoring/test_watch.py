@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -83,14 +82,12 @@ class Watch:
 
 
 @pytest.fixture
-def watch(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    name = f"watch_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": stack.url_of(name)}).items():
+def watch(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    url = new_database("watch")
+    for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": url}).items():
         monkeypatch.setenv(variable, value)
     process_settings.cache_clear()
-    migrate(stack.url_of(name))
+    migrate(url)
     yield Watch(load_settings(), Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
     process_settings.cache_clear()
 

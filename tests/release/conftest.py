@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -172,12 +171,10 @@ class House:
 
 
 @pytest.fixture
-def house(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+def house(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """A house with an empty ledger and a model name of its own."""
-    name = f"release_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    url = stack.url_of(name)
+    url = new_database("release")
+    name = url.rsplit("/", 1)[1]
     for variable, value in (stack.env | {"MILLRACE_DATABASE_URL": url, "MILLRACE_MODEL_NAME": name}).items():
         monkeypatch.setenv(variable, value)
     process_settings.cache_clear()

@@ -142,14 +142,20 @@ def build_index(settings: Settings) -> tuple[str, int]:
 
 @pytest.fixture(scope="module")
 def world(
-    stack: Any, tiny_llama: Path, tiny_loras: list[Path], tmp_path_factory: pytest.TempPathFactory
+    stack: Any,
+    new_database: Any,
+    tiny_llama: Path,
+    tiny_loras: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
     """Everything that releases are made of, in the stack's Postgres and S3."""
+    database = new_database("serving")
+    values = stack.env | {"MILLRACE_DATABASE_URL": database}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.env.items():
+        for name, value in values.items():
             patch.setenv(name, value)
-        settings = load_settings(stack.env)
-        migrate(stack.database_url)
+        settings = load_settings(values)
+        migrate(database)
         storage = Storage(settings.s3_endpoint_url)
         bucket = f"s3://{settings.s3_bucket}/serving-test"
         storage.put_folder(f"{bucket}/base", tiny_llama)
@@ -158,7 +164,7 @@ def world(
             uri = f"{bucket}/adapter-{number}"
             adapters.append((uri, digest_of(storage.put_folder(uri, folder))))
         embedder, version = build_index(settings)
-        url = urlsplit(stack.database_url)
+        url = urlsplit(database)
         bridge = Bridge(url.hostname or "", url.port or 5432)
         away = urlunsplit(url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{bridge.port}"))
         environment = os.environ | stack.env | {

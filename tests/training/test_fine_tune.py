@@ -28,10 +28,10 @@ STAGES = ("build_dataset", "validate_dataset", "train", "evaluate", "gate")
 class Bench:
     """Runs stages as every launcher does, in run folders of its own."""
 
-    def __init__(self, stack: Any, storage: Storage) -> None:
-        self.environment = {**os.environ, **stack.env}
+    def __init__(self, stack: Any, database: str, storage: Storage) -> None:
+        self.environment = {**os.environ, **stack.env, "MILLRACE_DATABASE_URL": database}
         self.bucket = f"s3://{stack.env['MILLRACE_S3_BUCKET']}"
-        self.database = stack.env["MILLRACE_DATABASE_URL"]
+        self.database = database
         self.mlflow = stack.env["MILLRACE_MLFLOW_TRACKING_URI"]
         self.storage = storage
 
@@ -58,12 +58,13 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(stack: Any) -> Iterator[Bench]:
+def bench(stack: Any, new_database: Any) -> Iterator[Bench]:
+    database = new_database("training")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.env.items():
+        for name, value in (stack.env | {"MILLRACE_DATABASE_URL": database}).items():
             patch.setenv(name, value)
-        migrate(stack.env["MILLRACE_DATABASE_URL"])
-        yield Bench(stack, Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
+        migrate(database)
+        yield Bench(stack, database, Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
 
 
 @pytest.fixture(scope="module")
