@@ -1,6 +1,6 @@
-"""What an index version is made with: extractor, rules, chunker and its options, embedder.
+"""What an index version is made with: extractor, rules, screening policy, chunker and its options, embedder.
 
-Reads settings, the suites of expectations and the embedder's weights (their digest). Writes nothing.
+Reads settings, the suites of expectations, the screening policy and the embedder's weights (their digest). Writes nothing.
 Two versions with equal fingerprints hold equal chunks for equal documents, so that an unchanged document
 is copied from one to the next; any change here makes every document anew (the cache of embeddings still
 serves chunks whose text and embedder are the same).
@@ -12,6 +12,7 @@ from tasks.contracts import digest
 from tasks.knowledge.chunking import CHUNKER
 from tasks.knowledge.embedder import embedder_name
 from tasks.knowledge.extraction import EXTRACTOR
+from tasks.screening import load_policy
 from tasks.settings import Settings
 from tasks.validation import load_suite
 
@@ -22,6 +23,7 @@ class Pipeline:
 
     extractor: str
     document_rules: str
+    screening: str
     chunker: str
     chunk_tokens: int
     chunk_rules: str
@@ -38,6 +40,7 @@ def pipeline(settings: Settings) -> Pipeline:
     return Pipeline(
         extractor=EXTRACTOR,
         document_rules=digest(load_suite("documents")["expectations"]),
+        screening=load_policy().fingerprint,
         chunker=CHUNKER,
         chunk_tokens=settings.chunk_tokens,
         chunk_rules=digest(load_suite("chunks")["expectations"]),

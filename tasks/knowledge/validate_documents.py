@@ -1,9 +1,10 @@
 """Stage `validate_documents`: read the documents that a sync must index, and keep back the bad ones.
 
-Reads the plan of `list_documents`, those documents from the corpus, and the table `documents`. Writes the
-good ones as `documents-NNNN` (parts for `index_documents`, balanced by bytes), the bad ones as `quarantine`
-and as rows of the table of that name, with the rule and the reason. Fails with `CorpusError` when a
-document cannot be read; is refused when too large a share is bad, or nothing good is left.
+Reads the plan of `list_documents`, those documents from the corpus, the table `documents`, the suite and the
+screening policy. Writes the good ones as `documents-NNNN` (parts for `index_documents`, balanced by bytes),
+screened; the bad ones as `quarantine` and as rows of the table of that name, with the rule and the reason; and
+`redactions`, how often each rule of the policy masked something in which document. Fails with `CorpusError`
+when a document cannot be read; is refused when too large a share is bad, or nothing good is left.
 """
 
 import math
@@ -14,9 +15,10 @@ from tasks.contracts import Artifact
 from tasks.database import connect
 from tasks.knowledge import quarantine
 from tasks.knowledge.cache import text_sha256
-from tasks.knowledge.extraction import extract
+from tasks.knowledge.extraction import extract, title_of
 from tasks.knowledge.quarantine import Rejection
 from tasks.knowledge.sources import open_source
+from tasks.screening import Outcome, load_policy, screen_all
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 from tasks.validation import validate
 
@@ -39,14 +41,14 @@ def run(context: StageContext, options: Options) -> StageResult:
     unchanged = {row["uri"] for row in planned if row["change"] == "unchanged"}
     noop = listed.facts["noop"]
     rows = read(context, [row for row in planned if row["change"] in ("added", "changed", "rejected")])
-    rejected: list[Rejection] = []
+    rows, rejected, screened = apply_policy(rows)
     if noop:  # only the rejected ones were read again: to know which document a copy stands for
         _rows, _rejections, same_as = without_duplicates(rows, _texts_of(unchanged))
-        rows = []
+        rows, rejected = [], []
     else:
-        rows, rejected = apply_rules(rows)
+        rows, broken = apply_rules(rows)
         rows, duplicates, same_as = without_duplicates(rows, _texts_of(unchanged))
-        rejected += duplicates
+        rejected += broken + duplicates
     with connect(vectors=False) as connection:
         quarantine.record(connection, "document", context.run, rejected)
     bad = {rejection.item for rejection in rejected}
@@ -62,13 +64,22 @@ def run(context: StageContext, options: Options) -> StageResult:
                 f"{context.folder}/duplicates.jsonl",
                 [{"uri": uri, "same_as": kept} for uri, kept in sorted(same_as.items())],
             ),
+            "redactions": context.storage.put_rows(
+                f"{context.folder}/redactions.jsonl",
+                [{"uri": uri, "redacted": found} for uri, found in sorted(screened.redactions.items())],
+            ),
             **parts,
         },
-        counts={"valid": len(rows), "quarantined": len(bad)},
+        counts={
+            "valid": len(rows),
+            "quarantined": len(bad),
+            "redacted": 0 if noop else sum(screened.redacted_by_rule.values()),
+        },
         metrics={"quarantine_share": share},
         facts={
             "parts": [name.removeprefix("documents-") for name in parts],
             "quarantined_by_rule": dict(sorted(Counter(rejection.rule for rejection in rejected).items())),
+            "redacted_by_rule": {} if noop else screened.redacted_by_rule,
         },
         status="refused" if empty or share > options.max_quarantine_share else "complete",
         reason=_reason(share, options.max_quarantine_share, rejected, empty=empty),
@@ -104,6 +115,27 @@ def read(context: StageContext, planned: list[dict[str, Any]]) -> list[dict[str,
             }
         )
     return rows
+
+
+def apply_policy(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejection], Outcome]:
+    """Return the rows that the screening policy lets pass, redacted; the rejections of the others; what was found.
+
+    It comes before the other rules, so that no reason or excerpt of theirs repeats a secret.
+    """
+    outcome = screen_all(((row["uri"], [row["text"]]) for row in rows), load_policy())
+    kept = []
+    for row in rows:
+        if row["uri"] in outcome.redactions:
+            (text,) = outcome.texts[row["uri"]]
+            row = row | {"text": text, "title": title_of(row["uri"], text), "text_sha256": text_sha256(text)}
+        if row["uri"] in outcome.texts:
+            kept.append(row)
+    rejected = [
+        rejection
+        for uri, broken in outcome.blocked.items()
+        for rejection in quarantine.rejections(uri, outcome.masked[uri], broken)
+    ]
+    return kept, rejected, outcome
 
 
 def apply_rules(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejection]]:

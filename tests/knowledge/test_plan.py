@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from tasks.knowledge.cache import text_sha256
 from tasks.knowledge.list_documents import plan
 from tasks.knowledge.sources import Item
-from tasks.knowledge.validate_documents import apply_rules, without_duplicates
+from tasks.knowledge.validate_documents import apply_policy, apply_rules, without_duplicates
 
 
 def changes(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -41,3 +42,16 @@ def test_a_document_that_breaks_two_rules_has_two_rejections() -> None:
     kept, rejected = apply_rules([row])
     assert kept == []
     assert [r.rule for r in rejected] == ["text_has_no_nul", "title_is_short"]
+
+
+def test_screening_blocks_redacts_and_never_repeats_what_it_found() -> None:
+    token = "gh" + "p_" + "a1B2" * 9
+    texts = {"a": f"Deploy\n======\n\nexport TOKEN={token}", "b": "Ask ada@analytical.org.", "c": "Nothing."}
+    rows = [{"uri": uri, "title": uri, "text": text, "text_sha256": "old"} for uri, text in texts.items()]
+    kept, rejected, outcome = apply_policy(rows)
+    assert [(row["uri"], row["text"]) for row in kept] == [("b", "Ask [email_address]."), ("c", "Nothing.")]
+    assert kept[0]["text_sha256"] == text_sha256("Ask [email_address].")
+    assert kept[1]["text_sha256"] == "old"
+    assert [(r.item, r.rule) for r in rejected] == [("a", "access_token")]
+    assert token not in rejected[0].reason + rejected[0].excerpt
+    assert outcome.redacted_by_rule == {"email_address": 1}
