@@ -8,6 +8,7 @@
     │   ├── CorpusError               a corpus cannot be read, or holds nothing
     │   ├── DataError                 examples, questions or requests are malformed
     │   ├── ModelError                a model reference or folder cannot be used
+    │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
     │   └── ReleaseError              a release cannot be made, found or restored
     ├── GateRefused               3   a gate said no: a result, not an outage
@@ -57,6 +58,10 @@ class DataError(BadInput):
 
 class ModelError(BadInput):
     """A model reference or a model folder cannot be used."""
+
+
+class TrainingDiverged(BadInput):
+    """The loss of a training is not finite or stays high; the same inputs and seed would go the same way."""
 
 
 class ManifestError(BadInput):

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     gpu_pool_label: str = Field(
         default="nvidia.com/gpu.present=true", description="Node label of the GPU pool, key=value"
     )
+    node_rank: int | None = Field(default=None, ge=0, description="Number of this node in a training of several")
+    master_address: str | None = Field(default=None, description="Address of node 0 in a training of several nodes")
     code_revision: str | None = Field(default=None, description="Commit in the image; read from git where unset")
     image_digest: str | None = Field(default=None, description="Digest of the image a stage runs in")
 

@@ -104,13 +104,16 @@ class StageContext:
             )
         return manifests
 
-    def progress(self, done: float, total: float, unit: str) -> None:
-        """Record how far the stage is, at most once a second: a log line, and `progress.json` for whoever watches."""
+    def progress(self, done: float, total: float, unit: str, quiet: bool = False) -> None:
+        """Record how far the stage is, at most once a second: `progress.json` for whoever watches, and a log line
+        (unless `quiet`, for stages with a line of their own).
+        """
         now = time.monotonic()
         if now - self._last_progress < 1.0 and done < total:
             return
         self._last_progress = now
-        log.info("progress stage=%s done=%g total=%g unit=%s", self.stage, done, total, unit)
+        if not quiet:
+            log.info("progress stage=%s done=%g total=%g unit=%s", self.stage, done, total, unit)
         value = {"done": done, "total": total, "unit": unit, "at": datetime.now(UTC).isoformat()}
         self.storage.put_json(f"{self.folder}/progress.json", value)
 
