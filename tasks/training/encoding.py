@@ -69,19 +69,20 @@ def _template(tokenizer: Any, messages: list[dict[str, str]], ask: bool) -> list
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def training_order(examples: Sequence[Encoded], rows_per_step: int, epochs: int, seed: int) -> list[int]:
+def training_order(lengths: Sequence[int], rows_per_step: int, epochs: int, seed: int) -> list[int]:
     """Return the order of rows for all epochs: steps hold rows of similar length, steps come in random order.
 
     Padding costs as much as work. Where the rows do not fill the last step, some are taken twice, so that every
-    step has `rows_per_step` rows on all ranks.
+    step has `rows_per_step` rows over all ranks. The number of ranks has no part in it: a step is the same set of
+    rows on any number of them, so a training can go on with another.
     """
     order: list[int] = []
     for epoch in range(epochs):
         chance = random.Random(f"{seed}/{epoch}")
-        rows = list(range(len(examples)))
+        rows = list(range(len(lengths)))
         chance.shuffle(rows)
         rows += (rows * rows_per_step)[: -len(rows) % rows_per_step]
-        rows.sort(key=lambda row: len(examples[row].input_ids))
+        rows.sort(key=lambda row: lengths[row])
         groups = [rows[start : start + rows_per_step] for start in range(0, len(rows), rows_per_step)]
         chance.shuffle(groups)
         order += [row for group in groups for row in group]

@@ -7,7 +7,7 @@ a recipe is unknown, a key is misspelt (with the nearest right name) or missing,
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,15 +24,35 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Mix(Part):
+    """How the training rows are shared among their origins; only the ratio of the weights matters.
+
+    An origin that has fewer rows than its share gives what it has, and the others fill up.
+    """
+
+    curated: float = Field(ge=0, description="Examples that people wrote (and the docstrings of the demo)")
+    feedback: float = Field(ge=0, description="Accepted corrections of served answers")
+    corpus: float = Field(ge=0, description="Pairs made from the documents of the corpus")
+
+    @model_validator(mode="after")
+    def _some(self) -> "Mix":
+        if self.curated + self.feedback + self.corpus <= 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
 class Data(Part):
     """Which examples, and how many of their tokens."""
 
-    train_rows: int = Field(ge=8, description="Most training examples; feedback comes first, then spread over sources")
+    train_rows: int = Field(ge=8, description="Most training examples, over all origins")
+    validation_rows: int = Field(ge=0, description="Examples that can stop a training early; sources of their own")
     held_out_rows: int = Field(ge=4, description="Held-out examples, of sources that training never sees")
     rows_per_source: int = Field(ge=1, description="Most examples of one source (module, file)")
     max_overlap: float = Field(ge=0, le=1, description="Share of training rows also held out that refuses the dataset")
     max_tokens: int = Field(ge=16, description="Longest example; what is cut off its answer is counted as truncated")
+    max_truncated: float = Field(ge=0, le=1, description="Share of truncated training rows that refuses the dataset")
     system_prompt: str = Field(description="System message before every question; empty for none")
+    mix: Mix
 
 
 class Lora(Part):
@@ -48,11 +68,12 @@ class Lora(Part):
 
 
 class Optimisation(Part):
-    """How the adapter is trained."""
+    """How the weights are trained. A row is an example, or a pack of examples when `packing`."""
 
     epochs: int = Field(ge=1)
-    rows_per_step: int = Field(ge=1, description="Examples of one optimiser step on one rank")
-    accumulation: int = Field(ge=1, description="Parts a step is cut into to save memory; divides rows_per_step")
+    rows_per_step: int = Field(ge=1, description="Rows of one optimiser step, over all ranks of all nodes")
+    rows_per_batch: int = Field(ge=1, description="Rows of one forward pass of one rank; the accumulation follows")
+    packing: bool = Field(description="Join examples to packs of up to max_tokens; each sees only itself")
     learning_rate: float = Field(gt=0)
     warmup_share: float = Field(ge=0, lt=1, description="Share of the steps before the cosine begins")
     weight_decay: float = Field(ge=0)
@@ -60,11 +81,26 @@ class Optimisation(Part):
     gradient_checkpointing: bool
     precision: Literal["fp32", "bf16"]
     seed: int = Field(ge=0)
+    beta: float | None = Field(default=None, gt=0, description="Method dpo: how dear it is to leave the reference")
+
+
+class Stopping(Part):
+    """When a training ends before its last step. A loss that is not finite always ends it."""
+
+    evaluate_every_steps: int | None = Field(default=None, ge=1, description="Steps between validation losses")
+    patience: int | None = Field(default=None, ge=1, description="Validations without a better loss before it stops")
+    min_improvement: float | None = Field(default=None, ge=0, description="How much lower a better loss is")
+    spike_factor: float | None = Field(default=None, gt=1, description="A spike: loss above this x the running median")
+    spike_steps: int | None = Field(default=None, ge=1, description="Spikes in a row before it stops")
 
     @model_validator(mode="after")
-    def _divides(self) -> "Optimisation":
-        if self.rows_per_step % self.accumulation:
-            raise ValueError(f"accumulation {self.accumulation} must divide rows_per_step {self.rows_per_step}")
+    def _complete(self) -> "Stopping":
+        if (self.patience is None) != (self.min_improvement is None):
+            raise ValueError("patience and min_improvement belong together: give both, or neither")
+        if self.patience is not None and self.evaluate_every_steps is None:
+            raise ValueError("patience needs evaluate_every_steps")
+        if (self.spike_factor is None) != (self.spike_steps is None):
+            raise ValueError("spike_factor and spike_steps belong together: give both, or neither")
         return self
 
 
@@ -72,7 +108,8 @@ class Distribution(Part):
     """Where it runs."""
 
     accelerator: Literal["cpu", "cuda"]
-    ranks: int | Literal["all"] = Field(description="Processes of this machine, or `all` accelerators it has")
+    ranks: int | Literal["all"] = Field(description="Processes of each machine, or `all` accelerators it has")
+    nodes: int = Field(default=1, ge=1, description="Machines")
     deepspeed: str = Field(description="File in tasks/training/deepspeed, without .json")
 
     @model_validator(mode="after")
@@ -87,7 +124,8 @@ class Distribution(Part):
 class Checkpoints(Part):
     """What survives a preemption."""
 
-    every_steps: int = Field(ge=1)
+    max_lost_minutes: float = Field(default=5, gt=0, description="Most work that a killed training loses")
+    every_steps: int | None = Field(default=None, ge=1, description="Null: computed from the time of a step")
     keep: int = Field(ge=1)
 
 
@@ -105,13 +143,62 @@ class Recipe(Part):
     """A whole recipe."""
 
     description: str
-    method: Literal["sft"]
+    method: Literal["sft", "dpo", "pretrain"]
+    tuning: Literal["lora", "qlora", "full"]
     data: Data
-    lora: Lora
+    lora: Lora | None = None
     optimisation: Optimisation
+    stopping: Stopping = Stopping()
     distribution: Distribution
     checkpoints: Checkpoints
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if problems := _misfits(self):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def accumulation(self, world: int) -> int:
+        """Return how many forward passes each of `world` ranks makes for one step. Raises RecipeError."""
+        how = self.optimisation
+        if how.rows_per_step % (world * how.rows_per_batch):
+            raise RecipeError(
+                f"expected a number of ranks that divides a step of {how.rows_per_step} rows into batches of "
+                f"{how.rows_per_batch}, found {world}. Next: take {fitting_ranks(self)} ranks over all nodes, or change "
+                "optimisation.rows_per_step or rows_per_batch in the recipe."
+            )
+        return how.rows_per_step // (world * how.rows_per_batch)
+
+
+def fitting_ranks(recipe: Recipe) -> str:
+    """Return the numbers of ranks that the recipe can run on, as a text."""
+    batches, rest = divmod(recipe.optimisation.rows_per_step, recipe.optimisation.rows_per_batch)
+    found = [str(world) for world in range(1, batches + 1) if batches % world == 0 and not rest]
+    return ", ".join(found[:-1]) + (" or " if len(found) > 1 else "") + found[-1] if found else "no number of"
+
+
+def _misfits(recipe: Recipe) -> list[str]:
+    """Return what the parts of a recipe say against each other."""
+    how, spread, problems = recipe.optimisation, recipe.distribution, []
+    if (recipe.lora is None) != (recipe.tuning == "full"):
+        problems.append(f"lora must be {'null' if recipe.tuning == 'full' else 'given'} when tuning is {recipe.tuning}")
+    if (how.beta is None) == (recipe.method == "dpo"):
+        problems.append("optimisation.beta belongs to method dpo, and only there")
+    if recipe.method == "dpo" and recipe.tuning == "full":
+        problems.append("method dpo needs tuning lora or qlora: the model without its adapter is the reference")
+    if recipe.method == "dpo" and how.packing:
+        problems.append("optimisation.packing must be false when method is dpo: its rows are pairs")
+    if recipe.stopping.evaluate_every_steps is not None and not recipe.data.validation_rows:
+        problems.append("stopping.evaluate_every_steps needs data.validation_rows above 0")
+    if how.rows_per_step % how.rows_per_batch:
+        problems.append(f"rows_per_batch {how.rows_per_batch} must divide rows_per_step {how.rows_per_step}")
+    elif isinstance(spread.ranks, int) and how.rows_per_step % (spread.ranks * spread.nodes * how.rows_per_batch):
+        problems.append(
+            f"rows_per_step {how.rows_per_step} in batches of {how.rows_per_batch} fits {fitting_ranks(recipe)} ranks, "
+            f"not {spread.ranks * spread.nodes}"
+        )
+    return problems
 
 
 def names() -> list[str]:
@@ -165,10 +252,11 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the part at `place` knows."""
     part: type[BaseModel] = Recipe
     for step in place:
-        inner = part.model_fields[str(step)].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
-        part = inner
+        named = part.model_fields[str(step)].annotation
+        # `Lora | None` is a part as much as `Data`
+        part = next(
+            kind for kind in (named, *get_args(named)) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
     return list(part.model_fields)
 
 

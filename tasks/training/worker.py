@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def first_rows_loss(trainer: "Trainer", rows_per_rank: int, rank: int, world: int) -> float:
+def first_rows_loss(trainer: "Trainer", rows_per_step: int, rank: int, world: int) -> float:
     """Return the trained model's loss on the rows of the first step, over all ranks.
 
     Steps hold different rows, so the last step's loss says little beside the first one's; on the same rows they
@@ -69,7 +69,7 @@ def first_rows_loss(trainer: "Trainer", rows_per_rank: int, rank: int, world: in
 
     from tasks.training.answers import answer_losses
 
-    rows = [trainer.train_dataset[row] for row in range(rank, rows_per_rank * world, world)]
+    rows = [trainer.train_dataset[row] for row in range(rank, rows_per_step, world)]
     batch = {name: tensor.to(trainer.args.device) for name, tensor in trainer.data_collator(rows).items()}
     model = trainer.model_wrapped  # DeepSpeed's engine: under ZeRO-3 only it can gather the weights
     model.eval()
@@ -107,9 +107,8 @@ def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tup
     with (folder / "train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
-    global_rows = how.rows_per_step * world
-    order = training_order(examples, global_rows, how.epochs, how.seed)
-    settings = trainer_settings(folder, recipe, len(order) // global_rows)
+    order = training_order([len(example.input_ids) for example in examples], how.rows_per_step, how.epochs, how.seed)
+    settings = trainer_settings(folder, recipe, len(order) // how.rows_per_step, recipe.accumulation(world))
     dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     if how.gradient_checkpointing:
@@ -120,19 +119,19 @@ def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tup
         train_dataset=[examples[row] for row in order],
         data_collator=Collator(pad_id(tokenizer)),
     )
-    return trainer, _counts(examples, order, how.rows_per_step // how.accumulation)
+    return trainer, _counts(examples, order, how.rows_per_batch)
 
 
-def trainer_settings(folder: Path, recipe: Recipe, steps: int) -> "TrainingArguments":
-    """Return the recipe as the trainer's arguments, for a training of `steps` optimiser steps."""
+def trainer_settings(folder: Path, recipe: Recipe, steps: int, accumulation: int) -> "TrainingArguments":
+    """Return the recipe as the trainer's arguments, for `steps` steps of `accumulation` batches on each rank."""
     from transformers import TrainingArguments
 
     how, cpu = recipe.optimisation, recipe.distribution.accelerator == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,  # the rows come in the order of all epochs
-        per_device_train_batch_size=how.rows_per_step // how.accumulation,
-        gradient_accumulation_steps=how.accumulation,
+        per_device_train_batch_size=how.rows_per_batch,
+        gradient_accumulation_steps=accumulation,
         train_sampling_strategy="sequential",
         learning_rate=how.learning_rate,
         lr_scheduler_type="cosine",
@@ -161,6 +160,7 @@ def trainer_settings(folder: Path, recipe: Recipe, steps: int) -> "TrainingArgum
 def _lora(recipe: Recipe, blocks: int) -> Any:
     from peft import LoraConfig
 
+    assert recipe.lora is not None
     last = recipe.lora.last_layers
     return LoraConfig(
         r=recipe.lora.rank,
