@@ -1,100 +1,19 @@
 """The stages of a fine-tune for real: DeepSpeed with two ranks, S3, MLflow, Postgres."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 
 from tasks.contracts import Manifest, digest_of
-from tasks.database import connect, migrate
+from tasks.database import connect
 from tasks.evaluation.evaluate import adapter_files
-from tasks.settings import REPOSITORY
-from tasks.storage import Storage
-from tests.tiny_model import make_model
+from tests.training.bench import Bench, validate_new, wait_for_rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STAGES = ("build_dataset", "validate_dataset", "train", "evaluate", "gate")
-
-
-class Bench:
-    """Runs stages as every launcher does, in run folders of its own."""
-
-    def __init__(self, stack: Any, database: str, storage: Storage) -> None:
-        self.environment = {**os.environ, **stack.env, "MILLRACE_DATABASE_URL": database}
-        self.bucket = f"s3://{stack.env['MILLRACE_S3_BUCKET']}"
-        self.database = database
-        self.mlflow = stack.env["MILLRACE_MLFLOW_TRACKING_URI"]
-        self.storage = storage
-
-    def new_run(self) -> str:
-        return f"{self.bucket}/runs/fine_tune/{uuid.uuid4().hex}"
-
-    def start(self, stage: str, run: str, **options: str) -> "subprocess.Popen[str]":
-        arguments = [item for name, value in options.items() for item in (f"--{name}", value)]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tasks", stage, "--run", run, *arguments],
-            cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def run(self, stage: str, run: str, expect: int = 0, **options: str) -> dict[str, Any]:
-        process = self.start(stage, run, **options)
-        out, log = process.communicate()
-        assert process.returncode == expect, log[-3000:]
-        return json.loads(out.splitlines()[-1]) if out.strip() else {"log": log}
-
-    def manifest(self, run: str, stage: str) -> Manifest:
-        found = self.storage.read_manifest(f"{run}/{stage}/manifest.json")
-        assert found is not None
-        return found
-
-
-@pytest.fixture(scope="module")
-def bench(stack: Any, new_database: Any) -> Iterator[Bench]:
-    database = new_database("training")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (stack.env | {"MILLRACE_DATABASE_URL": database}).items():
-            patch.setenv(name, value)
-        migrate(database)
-        yield Bench(stack, database, Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
-
-
-@pytest.fixture(scope="module")
-def tiny(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model made on the spot, in S3."""
-    reference = f"{bench.bucket}/tiny/{uuid.uuid4().hex}"
-    bench.storage.put_folder(reference, make_model(tmp_path_factory.mktemp("tiny")))
-    return reference
-
-
-def validate_new(bench: Bench, folder: Path) -> str:
-    """Return a run folder with a validated dataset that no other test has."""
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
-    mark = uuid.uuid4().hex[:6]
-    lines = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {mark}{n}?"},
-                {"role": "assistant", "content": f"{mark} {words[n % 10]} {n} {words[n // 10]} and more"},
-            ],
-            "source": f"source {n}",
-        }
-        for n in range(60)
-    ]
-    path = folder / "examples.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    run = bench.new_run()
-    bench.run("build_dataset", run, examples=str(path), recipe="smoke_cpu")
-    bench.run("validate_dataset", run)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -104,25 +23,6 @@ def trained(bench: Bench, tiny: str, tmp_path_factory: pytest.TempPathFactory) -
     bench.run("train", run, recipe="smoke_cpu", base_model=tiny)
     bench.run("evaluate", run)
     return run
-
-
-@pytest.fixture
-def validated(bench: Bench, tmp_path: Path) -> str:
-    return validate_new(bench, tmp_path)
-
-
-def wait_for_rank(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
-    """Return the process of a rank, as soon as there is one."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if f"--local_rank={rank}" in child.cmdline():
-                    return child
-            except psutil.Error:
-                continue
-        time.sleep(0.05)
-    raise AssertionError(f"no rank {rank} within two minutes: {process.communicate()}")
 
 
 def kept(bench: Bench, run: str) -> list[str]:

@@ -1,0 +1,84 @@
+"""What tests of whole trainings share: stages run as every launcher runs them, on datasets of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.contracts import Manifest
+from tasks.settings import REPOSITORY
+from tasks.storage import Storage
+
+
+class Bench:
+    """Runs stages as every launcher does, in run folders of its own."""
+
+    def __init__(self, stack: Any, database: str, storage: Storage) -> None:
+        self.environment = {**os.environ, **stack.env, "MILLRACE_DATABASE_URL": database}
+        self.bucket = f"s3://{stack.env['MILLRACE_S3_BUCKET']}"
+        self.database = database
+        self.mlflow = stack.env["MILLRACE_MLFLOW_TRACKING_URI"]
+        self.storage = storage
+
+    def new_run(self) -> str:
+        return f"{self.bucket}/runs/fine_tune/{uuid.uuid4().hex}"
+
+    def start(self, stage: str, run: str, **options: str) -> "subprocess.Popen[str]":
+        arguments = [item for name, value in options.items() for item in (f"--{name}", value)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasks", stage, "--run", run, *arguments],
+            cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, stage: str, run: str, expect: int = 0, **options: str) -> dict[str, Any]:
+        process = self.start(stage, run, **options)
+        out, log = process.communicate()
+        assert process.returncode == expect, log[-3000:]
+        return json.loads(out.splitlines()[-1]) if out.strip() else {"log": log}
+
+    def manifest(self, run: str, stage: str) -> Manifest:
+        found = self.storage.read_manifest(f"{run}/{stage}/manifest.json")
+        assert found is not None
+        return found
+
+
+def validate_new(bench: Bench, folder: Path) -> str:
+    """Return a run folder with a validated dataset that no other test has."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    mark = uuid.uuid4().hex[:6]
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {mark}{n}?"},
+                {"role": "assistant", "content": f"{mark} {words[n % 10]} {n} {words[n // 10]} and more"},
+            ],
+            "source": f"source {n}",
+        }
+        for n in range(60)
+    ]
+    path = folder / "examples.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    run = bench.new_run()
+    bench.run("build_dataset", run, examples=str(path), recipe="smoke_cpu")
+    bench.run("validate_dataset", run)
+    return run
+
+
+def wait_for_rank(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    """Return the process of a rank, as soon as there is one."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if f"--local_rank={rank}" in child.cmdline():
+                    return child
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no rank {rank} within two minutes: {process.communicate()}")
