@@ -6,7 +6,7 @@ with a description of the machine, are appended to `benchmarks/results/NAME.json
 
 import sys
 
-from benchmarks import figures
+from benchmarks import figures, packing
 from benchmarks.result import Result, keep, machine
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "dag_import": figures.dag_import,
     "orchestration": figures.orchestration,
     "noop_rerun": figures.noop_rerun,
+    "packing": packing.packing,
 }
 
 
