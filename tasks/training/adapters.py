@@ -5,14 +5,40 @@ with `ModelError` when the weights are not finite, or when training left the ada
 there is nothing to release.
 """
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+from tasks.contracts import Artifact
 from tasks.errors import ModelError
+from tasks.storage import Storage
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+
+
+def files_of(
+    outputs: Mapping[str, Artifact], kind: Literal["adapter", "model"] | str = "adapter"
+) -> dict[str, Artifact]:
+    """Return the trained files among the outputs of `train`, by their name inside their folder."""
+    return {name.removeprefix(f"{kind}/"): item for name, item in outputs.items() if name.startswith(f"{kind}/")}
+
+
+def read_folder(storage: Storage, uri: str) -> dict[str, Artifact]:
+    """Return the files of an adapter that a training starts from. Raises ModelError when they are not there."""
+    found = {}
+    for name in (CONFIG, WEIGHTS):
+        place = f"{uri.rstrip('/')}/{name}"
+        if not storage.exists(place):
+            raise ModelError(
+                f"expected an adapter at {uri}, found no {name} there. Next: correct the option --adapter."
+            )
+        body = storage.get_bytes(place)
+        found[name] = Artifact(uri=place, sha256=hashlib.sha256(body).hexdigest(), bytes=len(body))
+    return found
 
 
 def finish(saved: Path, folder: Path, base_model: str) -> Path:
@@ -51,3 +77,36 @@ def check(weights: Path) -> None:
             f"expected a trained adapter in {weights.name}, found one that is all zero, as it began. "
             "Next: raise learning_rate, or see why no step was taken."
         )
+
+
+def finish_model(saved: Path, base: Path) -> Path:
+    """Return the folder of a model whose weights were all trained, when they are finite and not the base's. Raises ModelError."""
+    import torch
+    from safetensors import safe_open
+
+    before = {name: path for path in base.glob("*.safetensors") for name in _names(path)}
+    changed, files = False, sorted(saved.glob("*.safetensors"))
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+                value = tensors.get_tensor(name)
+                if not bool(torch.isfinite(value).all()):
+                    raise ModelError(
+                        f"expected finite weights, found some of {name} that are not. Next: lower learning_rate."
+                    )
+                if not changed and name in before:
+                    with safe_open(before[name], framework="pt") as old:
+                        changed = not torch.equal(value.float(), old.get_tensor(name).float())
+    if not files or not changed:
+        raise ModelError(
+            f"expected trained weights in {saved.name}, found {'those of the base model' if files else 'none'}. "
+            "Next: raise learning_rate, or see why no step was taken."
+        )
+    return saved
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as tensors:
+        return list(tensors.keys())

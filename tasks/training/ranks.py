@@ -23,9 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tasks.errors import MillraceError, RecipeError, TryAgain
+from tasks.errors import MillraceError, TryAgain
 from tasks.settings import REPOSITORY
 from tasks.training.recipes import Recipe
+from tasks.training.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +39,16 @@ _LAUNCHER = "tasks.training.launcher"
 class Ranks:
     """A context manager: inside it the ranks run; after it none of them does."""
 
-    def __init__(self, folder: Path, recipe: Recipe, world: int) -> None:
-        self.folder, self.recipe, self.world = folder, recipe, world
-        self._offsets = [0] * world
+    def __init__(self, folder: Path, recipe: Recipe, team: Team) -> None:
+        self.folder, self.recipe, self.team = folder, recipe, team
+        self._offsets = dict.fromkeys(team.here, 0)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._process: subprocess.Popen[str]
         self._pump: threading.Thread
 
     def __enter__(self) -> "Ranks":
         self._process = subprocess.Popen(
-            command(self.folder, self.world),
+            command(self.folder, self.team),
             cwd=REPOSITORY,
             env=environment(self.recipe),
             stdin=subprocess.DEVNULL,
@@ -77,7 +78,7 @@ class Ranks:
         """
         while True:
             ended = self._process.poll() is not None  # looked at first, so that no event is left unread
-            for rank in range(self.world):
+            for rank in self.team.here:
                 for event in self._new_events(rank):
                     on_event(rank, event)
             if ended:
@@ -92,17 +93,17 @@ class Ranks:
     def proofs(self) -> list[dict[str, Any]]:
         """Return what each rank wrote at its end. Raises MillraceError when one is missing or they disagree."""
         found = []
-        for rank in range(self.world):
+        for rank in self.team.here:
             path = self.folder / f"done.rank{rank}.json"
             if not path.is_file():
                 raise MillraceError(
-                    f"expected {self.world} ranks to prove that they ended, found no {path.name}. Next: see the log."
+                    f"expected {self.team.per_node} ranks to prove that they ended, found no {path.name}. Next: see the log."
                 )
             found.append(json.loads(path.read_text(encoding="utf-8")))
         ends = {(proof["world"], proof["step"], proof["steps"]) for proof in found}
-        if len(ends) != 1 or found[0]["world"] != self.world:
+        if len(ends) != 1 or found[0]["world"] != self.team.world:
             raise MillraceError(
-                f"expected {self.world} ranks to end at one step, found (ranks, step, steps) {sorted(ends)}. "
+                f"expected {self.team.world} ranks to end at one step, found (ranks, step, steps) {sorted(ends)}. "
                 "Next: see the log."
             )
         return found
@@ -132,20 +133,22 @@ class Ranks:
         if number:
             name = signal.Signals(abs(number)).name
             return TryAgain(
-                f"expected {self.world} ranks to end the training, found one ended by {name} (out of memory?): {last}. "
+                f"expected {self.team.world} ranks to end the training, found one ended by {name} (out of memory?): {last}. "
                 "Next: it goes on from the newest checkpoint at the next try."
             )
         return MillraceError(
-            f"expected {self.world} ranks to end the training, found exit code {code}: {last}. Next: see the log above."
+            f"expected {self.team.world} ranks to end the training, found exit code {code}: {last}. Next: see the log above."
         )
 
 
-def command(folder: Path, world: int) -> list[str]:
-    """Return the command that starts `world` ranks on this machine."""
-    machines = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(world))}).encode()).decode()
+def command(folder: Path, team: Team) -> list[str]:
+    """Return the command that starts the ranks of this machine."""
+    slots = {f"node-{node}": list(range(team.per_node)) for node in range(team.nodes)}
+    machines = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     return [
         *(sys.executable, "-m", _LAUNCHER),
-        *(f"--world_info={machines}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"),
+        *(f"--world_info={machines}", f"--node_rank={team.node}"),
+        *(f"--master_addr={team.master}", f"--master_port={team.port or _free_port()}"),
         *("--module", "tasks.training.worker", str(folder)),
     ]
 
@@ -163,24 +166,6 @@ def environment(recipe: Recipe) -> dict[str, str]:
     if recipe.distribution.accelerator == "cpu":
         kept |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return kept
-
-
-def world_size(recipe: Recipe) -> int:
-    """Return the number of ranks on this machine. Raises RecipeError when it has no accelerator."""
-    wanted = recipe.distribution.ranks
-    if recipe.distribution.accelerator == "cpu":
-        assert isinstance(wanted, int)
-        return wanted
-    # Asked in a child: importing torch here would hold memory for as long as the training runs.
-    probe = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    present = int(subprocess.run(probe, check=True, capture_output=True, text=True).stdout)
-    found = present if wanted == "all" else wanted
-    if not 1 <= found <= present:
-        raise RecipeError(
-            f"expected {wanted} accelerators for this recipe, found {present}. "
-            "Next: ask for more GPUs (parameter gpus), or take a recipe with accelerator cpu."
-        )
-    return found
 
 
 def _free_port() -> int:

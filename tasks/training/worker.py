@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.training.encoding import Encoded, encode, pad_id, training_order
 from tasks.training.launcher import leave_out_unused
-from tasks.training.recipes import Recipe, deepspeed_config
+from tasks.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -39,11 +39,15 @@ def main(arguments: list[str]) -> int:
     if recipe.distribution.accelerator == "cpu":
         skip_compiled_communication()
     trainer, facts = build(folder, job, recipe, world)
-    callback = _events(folder, rank)
+    from tasks.training.control import Control
+
+    callback = Control(folder, recipe, rank, world, speed_facts(trainer, recipe, facts))
     trainer.add_callback(callback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=job["resume"])
     facts |= {
+        "outcome": callback.outcome,
+        "reason": callback.reason,
         "rank": rank,
         "world": world,
         "step": int(trainer.state.global_step),
@@ -51,12 +55,28 @@ def main(arguments: list[str]) -> int:
         "train_seconds": round(time.monotonic() - started, 3),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    if facts["step"] == facts["steps"]:
+    if facts["outcome"] in {"complete", "early_stop"}:
         facts["first_rows_loss"] = first_rows_loss(trainer, recipe.optimisation.rows_per_step, rank, world)
         if rank == 0:
             trainer.save_model(str(folder / "adapter"))
     _write(folder / f"done.rank{rank}.json", facts)
     return 0
+
+
+def speed_facts(trainer: "Trainer", recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what `Control` needs to tell how fast the training is, and how much of the machine it uses."""
+    from tasks.training import flops
+
+    config = trainer.model.config
+    # Under ZeRO-3 a parameter is empty here, and knows its size.
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    mean = facts["tokens"] / max(1, len(trainer.train_dataset))
+    frozen = recipe.tuning != "full"
+    return {
+        "step_tokens": facts.pop("step_tokens"),
+        "flops_per_token": flops.per_token(parameters, config.num_hidden_layers, config.hidden_size, mean, frozen),
+        "peak_flops": flops.peak(trainer.args.device, next(trainer.model.parameters()).dtype),
+    }
 
 
 def first_rows_loss(trainer: "Trainer", rows_per_step: int, rank: int, world: int) -> float:
@@ -91,7 +111,7 @@ def skip_compiled_communication() -> None:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[Trainer, dict[str, int | float]]":
+def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[Trainer, dict[str, Any]]":
     """Return the trainer, and counts of what it will read."""
     import torch
     from peft import get_peft_model
@@ -108,7 +128,7 @@ def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tup
         rows = [json.loads(line) for line in file]
     examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
     order = training_order([len(example.input_ids) for example in examples], how.rows_per_step, how.epochs, how.seed)
-    settings = trainer_settings(folder, recipe, len(order) // how.rows_per_step, recipe.accumulation(world))
+    settings = trainer_settings(folder, recipe, job, len(order) // how.rows_per_step, recipe.accumulation(world))
     dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     if how.gradient_checkpointing:
@@ -119,10 +139,14 @@ def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tup
         train_dataset=[examples[row] for row in order],
         data_collator=Collator(pad_id(tokenizer)),
     )
-    return trainer, _counts(examples, order, how.rows_per_batch)
+    return trainer, _counts(examples, order, how.rows_per_batch) | {
+        "step_tokens": _step_tokens(examples, order, how.rows_per_step)
+    }
 
 
-def trainer_settings(folder: Path, recipe: Recipe, steps: int, accumulation: int) -> "TrainingArguments":
+def trainer_settings(
+    folder: Path, recipe: Recipe, job: dict[str, Any], steps: int, accumulation: int
+) -> "TrainingArguments":
     """Return the recipe as the trainer's arguments, for `steps` steps of `accumulation` batches on each rank."""
     from transformers import TrainingArguments
 
@@ -142,16 +166,16 @@ def trainer_settings(folder: Path, recipe: Recipe, steps: int, accumulation: int
         gradient_checkpointing=how.gradient_checkpointing,
         bf16=how.precision == "bf16",
         seed=how.seed,
-        deepspeed=deepspeed_config(recipe),
+        deepspeed=job["deepspeed"],
         use_cpu=cpu,
         ddp_backend="gloo" if cpu else None,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         logging_steps=1,
         logging_first_step=True,
-        save_strategy="steps",
-        save_steps=recipe.checkpoints.every_steps,
-        save_total_limit=recipe.checkpoints.keep,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # tasks.training.control decides
+        eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
     )
@@ -172,6 +196,11 @@ def _lora(recipe: Recipe, blocks: int) -> Any:
     )
 
 
+def _step_tokens(examples: list[Encoded], order: list[int], rows_per_step: int) -> list[int]:
+    lengths = [len(examples[row].input_ids) for row in order]
+    return [sum(lengths[start : start + rows_per_step]) for start in range(0, len(lengths), rows_per_step)]
+
+
 def _counts(examples: list[Encoded], order: list[int], rows_per_batch: int) -> dict[str, int | float]:
     """Return what the training reads in all: `padded_tokens` is the work done, `tokens` the useful part of it."""
     lengths = [len(examples[row].input_ids) for row in order]
@@ -183,36 +212,6 @@ def _counts(examples: list[Encoded], order: list[int], rows_per_batch: int) -> d
         "padded_tokens": sum(max(batch) * len(batch) for batch in batches),
         "answer_tokens": sum(examples[row].answer_tokens for row in order),
     }
-
-
-def _events(folder: Path, rank: int) -> Any:
-    """Return the callback that writes events, and watches for the file `stop`."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Events(TrainerCallback):  # type: ignore[misc]
-        path = folder / f"events.rank{rank}.jsonl"
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            stop = torch.tensor([int((folder / "stop").exists())], device=args.device)
-            torch.distributed.all_reduce(stop)  # all ranks stop after the same step, or none does
-            if stop.item():
-                control.should_save = control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                event: dict[str, Any] = {"step": state.global_step, "steps": state.max_steps, "at": time.time()}
-                event |= {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-                self.write(event)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.write({"checkpoint": state.global_step})
-
-        def write(self, event: dict[str, Any]) -> None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
-
-    return Events()
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

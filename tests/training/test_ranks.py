@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import MillraceError, RecipeError, TryAgain
+from tasks.errors import MillraceError, RecipeError, SettingsError, TryAgain
+from tasks.settings import load_settings
 from tasks.training import ranks as module
-from tasks.training.ranks import Ranks, environment, world_size
-from tasks.training.recipes import load_recipe
+from tasks.training.ranks import Ranks, environment
+from tasks.training.recipes import Recipe, load_recipe
+from tasks.training.team import Team, gather
 
 RECIPE = load_recipe("smoke_cpu")
+REQUIRED = {"MILLRACE_DATABASE_URL": "postgresql://u:p@h/d", "MILLRACE_MLFLOW_TRACKING_URI": "http://h:1"}
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(script: str, world: int = 2, stopping: bool = False) -> list[tuple[int, dict[str, Any]]]:
         events: list[tuple[int, dict[str, Any]]] = []
         monkeypatch.setattr(module, "command", lambda folder, count: [sys.executable, "-c", script, str(folder)])
-        with Ranks(tmp_path, RECIPE, world) as started:
+        with Ranks(tmp_path, RECIPE, Team(world)) as started:
             started.follow(lambda rank, event: events.append((rank, event)), lambda: stopping)
             started.proofs()
         return events
@@ -77,7 +80,7 @@ def test_ranks_are_asked_to_stop(job: Any) -> None:
 def test_nothing_runs_after_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     monkeypatch.setattr(module, "command", lambda folder, count: [sys.executable, "-c", child])
-    with pytest.raises(RuntimeError), Ranks(tmp_path, RECIPE, 1) as started:
+    with pytest.raises(RuntimeError), Ranks(tmp_path, RECIPE, Team(1)) as started:
         time.sleep(0.5)
         group = started._process.pid
         raise RuntimeError
@@ -95,9 +98,30 @@ def test_ranks_get_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_recipe_without_gpus() -> None:
-    assert world_size(RECIPE) == 2
+    settings = load_settings(REQUIRED)
+    assert gather(RECIPE, settings) == Team(2)
     import torch
 
     if not torch.cuda.is_available():
         with pytest.raises(RecipeError, match="found 0"):
-            world_size(load_recipe("sft_lora_zero2"))
+            gather(load_recipe("sft_lora_zero2"), settings)
+
+
+def several(**changes: Any) -> Recipe:
+    distribution = RECIPE.distribution.model_copy(update=changes)
+    return RECIPE.model_copy(update={"distribution": distribution})
+
+
+def test_a_node_knows_its_place() -> None:
+    with pytest.raises(SettingsError, match="MILLRACE_NODE_RANK"):
+        gather(several(nodes=2, ranks=1), load_settings(REQUIRED))
+    second = REQUIRED | {"MILLRACE_NODE_RANK": "1", "MILLRACE_MASTER_ADDRESS": "10.0.0.1"}
+    team = gather(several(nodes=2, ranks=2), load_settings(second))
+    assert (team.world, list(team.here), team.master) == (4, [2, 3], "10.0.0.1")
+    arguments = module.command(Path("job"), team)
+    assert {"--node_rank=1", "--master_addr=10.0.0.1"} <= set(arguments)
+
+
+def test_ranks_that_do_not_divide_a_step_are_refused() -> None:
+    with pytest.raises(RecipeError, match="divides a step"):
+        gather(several(ranks=3), load_settings(REQUIRED))
