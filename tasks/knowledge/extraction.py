@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 EXTRACTOR = "text/1"
 
-_MARKDOWN_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(?P<title>.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
+MARKDOWN_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(?P<title>.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
 UNDERLINED_HEADING = re.compile(r"^(?P<title>\S.*)\n(?P<mark>[=*\-~^\"#+])(?P=mark){2,}[ \t]*$", re.MULTILINE)
 _HEADING_WITHIN = 2000  # characters: a first heading further down is not the title of the whole
 
@@ -37,7 +37,7 @@ def extract(uri: str, body: bytes) -> Extract:
 def title_of(uri: str, text: str) -> str:
     """Return the first heading near the start, else the name in the URI."""
     start = text[:_HEADING_WITHIN]
-    found = [match for pattern in (_MARKDOWN_HEADING, UNDERLINED_HEADING) if (match := pattern.search(start))]
+    found = [match for pattern in (MARKDOWN_HEADING, UNDERLINED_HEADING) if (match := pattern.search(start))]
     if found:
         return min(found, key=lambda match: match.start())["title"].strip()
     name = PurePosixPath(uri.rsplit(":", 1)[-1])

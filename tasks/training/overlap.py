@@ -20,6 +20,11 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(" ".join(words[start : start + 3]) for start in range(len(words) - 2))
 
 
+def same_words(one: str, other: str) -> bool:
+    """Return whether two texts differ in case and punctuation only."""
+    return _WORD.findall(one.lower()) == _WORD.findall(other.lower())
+
+
 def nearest_earlier(texts: Sequence[str], near: float = NEAR) -> dict[int, int]:
     """Return for every text that is near to an earlier one the first such, by position.
 

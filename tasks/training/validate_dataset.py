@@ -1,35 +1,36 @@
 """Validate the candidates and freeze them as a dataset.
 
-Reads the candidates of `build_dataset`, the suite `expectations/training_examples.json` and the golden
-questions. Writes rejected rows to table `quarantine` and to `quarantine.jsonl`, and the rest to
-`s3://BUCKET/datasets/DIGEST/{train,held_out}.jsonl`, never rewritten. A training row that says what a
-held-out row or a golden question says is rejected; above `data.max_overlap` of the recipe the dataset is
-refused, for then the split is wrong. Fails with `DataError` when one source is on both sides, or when
-nothing is left.
+Reads the candidates of `build_dataset`, the screening policy, the suite `expectations/training_examples.json` and the
+golden questions. Writes rejected rows to table `quarantine` and to `quarantine.jsonl`, and the rest to
+`s3://BUCKET/datasets/DIGEST/{train,validation,held_out}.jsonl`, never rewritten. Fails with `DataError` when a source
+is on two sides, when nothing is left on one, and when more than `data.max_overlap` of the training rows say what a
+held-out row, a validation row or a golden question says: then the split is wrong, and those rows alone are not the fault.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from tasks.contracts import Artifact, digest
 from tasks.database import connect
 from tasks.errors import DataError
 from tasks.knowledge import quarantine
 from tasks.knowledge.quarantine import Rejection
+from tasks.screening import Outcome
 from tasks.settings import repository_path
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.overlap import nearest_earlier
 from tasks.training.recipes import load_recipe
+from tasks.training.rows import Row, answer, columns, question, said, screened
 
 SUITE = "training_examples"
-OVERLAP = "train_row_is_not_held_out"
-Row = dict[str, Any]
+COPY = "answer_is_new"
+OVERLAP = {"train": "train_row_is_not_held_out", "validation": "validation_row_is_not_held_out"}
+SIDES = ("held_out", "validation", "train")  # what stands on an earlier side must not stand on a later one
 
 
 class Options(StageOptions):
-    """No options: the rules are in the suite, the sizes in the recipe."""
+    """No options: the rules are in the suite and the policy, the sizes in the recipe."""
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -37,45 +38,48 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(context.input("build_dataset", "candidates")))
     data = load_recipe(str(context.inputs["build_dataset"].options["recipe"].value)).data
     require_apart(rows)
-    rejected = broken_rows(rows) | {}
+    candidates = len(_side(rows, "train"))
+    rows, outcome = screened(rows)
+    rejected = broken_rows(rows)
     rejected |= overlaps([row for row in rows if row["id"] not in rejected], golden_questions(context))
     good = [row for row in rows if row["id"] not in rejected]
-    train, held_out = (sorted(_side(good, side), key=lambda row: row["id"]) for side in ("train", "held_out"))
-    if not train or not held_out:
+    kept = {side: sorted(_side(good, side), key=lambda row: str(row["id"])) for side in SIDES}
+    told = _quarantine(context, rows, rejected, outcome)
+    share = sum(OVERLAP["train"] in broken for broken in rejected.values()) / max(1, candidates)
+    _require_rows(context, kept, len(rejected) + len(outcome.blocked), data.validation_rows)
+    if share > data.max_overlap:
         raise DataError(
-            f"expected rows on both sides of the split after validation, found {len(train)} to train and {len(held_out)} "
-            f"held out ({len(rejected)} rejected). Next: see {context.folder}/quarantine.jsonl; mend the examples."
+            f"expected at most {data.max_overlap:.0%} of the training rows to say what held-out rows, validation rows or "
+            f"golden questions say, found {share:.1%} of {candidates}. Next: see {told['quarantine'].uri} for the rows; take "
+            "copies out of the examples, or give copies one `source`."
         )
-    share = sum(OVERLAP in broken for broken in rejected.values()) / len(_side(rows, "train"))
-    by_rule = dict(sorted(Counter(rule for broken in rejected.values() for rule in broken).items()))
-    outputs = {"quarantine": _quarantine(context, rows, rejected)}
-    frozen, sha256 = _freeze(context, train, held_out)
-    too_much = share > data.max_overlap
+    frozen, sha256 = _freeze(context, kept)
+    by_rule = Counter(rule for broken in (*rejected.values(), *outcome.blocked.values()) for rule in broken)
     return StageResult(
-        status="refused" if too_much else "complete",
-        reason=f"{share:.0%} of the training rows are held out too, more than {data.max_overlap:.0%}"
-        if too_much
-        else None,
-        outputs=outputs | frozen,
+        outputs=told | frozen,
         counts={
-            "train": len(train),
-            "held_out": len(held_out),
-            "quarantined": len(rejected),
-            **{f"{origin}_train": n for origin, n in Counter(row["origin"] for row in train).items()},
+            **{side: len(kept[side]) for side in reversed(SIDES)},
+            "quarantined": len(rejected) + len(outcome.blocked),
+            "redacted": sum(outcome.redacted_by_rule.values()),
+            **{f"{origin}_train": n for origin, n in Counter(row["origin"] for row in kept["train"]).items()},
         },
         metrics={"overlap_share": share},
-        facts={"dataset_sha256": sha256, "quarantined_by_rule": by_rule},
+        facts={
+            "dataset_sha256": sha256,
+            "quarantined_by_rule": dict(sorted(by_rule.items())),
+            "redacted_by_rule": outcome.redacted_by_rule,
+        },
     )
 
 
 def require_apart(rows: Iterable[Row]) -> None:
-    """Raise DataError when a source is on both sides of the split."""
-    sides: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    """Raise DataError when a source is on two sides of the split."""
+    sides: dict[str, set[str]] = {}
     for row in rows:
-        sides[row["split"]].add(row["source"])
-    if both := sorted(sides["train"] & sides["held_out"]):
+        sides.setdefault(row["source"], set()).add(row["split"])
+    if both := sorted(source for source, found in sides.items() if len(found) > 1):
         raise DataError(
-            f"expected every source on one side of the split, found {both[:5]} on both. Next: clear build_dataset."
+            f"expected every source on one side of the split, found {both[:5]} on several. Next: clear build_dataset."
         )
 
 
@@ -83,33 +87,27 @@ def broken_rows(rows: list[Row]) -> dict[str, dict[str, str]]:
     """Return by id the rules that rows break: those of the suite, then near copies of earlier rows on their side."""
     from tasks.validation import validate
 
-    report = validate(SUITE, [_columns(row) for row in rows])
+    report = validate(SUITE, [columns(row) for row in rows])
     rejected = {row["id"]: broken for row, broken in zip(rows, report.rows, strict=True) if broken}
-    for side in ("train", "held_out"):
+    for side in SIDES:
         good = _side([row for row in rows if row["id"] not in rejected], side)
-        for position, earlier in nearest_earlier([_answer(row) for row in good]).items():
+        for position, earlier in nearest_earlier([" ".join(said(row)) for row in good]).items():
             reason = f"expected an answer of its own, found that of {good[earlier]['id']}"
-            rejected[good[position]["id"]] = {"answer_is_new": reason}
+            rejected[good[position]["id"]] = {COPY: reason}
     return rejected
 
 
 def overlaps(rows: list[Row], golden: list[str]) -> dict[str, dict[str, str]]:
-    """Return by id the training rows whose answer is held out, or whose question is a golden question."""
-    held_out, train = _side(rows, "held_out"), _side(rows, "train")
-    answers = nearest_earlier([_answer(row) for row in held_out + train])
-    questions = nearest_earlier(golden + [_question(row) for row in train])
+    """Return by id the rows that say what an earlier side says (see SIDES), or ask a golden question.
+
+    What a row says is its answer or text, and its rejected answer; two rejected answers may be alike ("I cannot say").
+    """
     rejected: dict[str, dict[str, str]] = {}
-    for position, row in enumerate(train):
-        answer, question = answers.get(len(held_out) + position), questions.get(len(golden) + position)
-        if answer is not None and answer < len(held_out):
-            found = f"that of {held_out[answer]['id']}"
-        elif question is not None and question < len(golden):
-            found = f"the golden question {golden[question][:80]!r}"
-        else:
-            continue
-        rejected[row["id"]] = {
-            OVERLAP: f"expected a training row unlike held-out rows and golden questions, found {found}"
-        }
+    for number, side in enumerate(SIDES[1:], start=1):
+        earlier = [row for name in SIDES[:number] for row in _side(rows, name)]
+        for row_id, found in _alike(earlier, _side(rows, side), golden).items():
+            rule = OVERLAP[side]
+            rejected[row_id] = {rule: f"expected a {side} row unlike held-out rows and golden questions, found {found}"}
     return rejected
 
 
@@ -125,51 +123,74 @@ def golden_questions(context: StageContext) -> list[str]:
         ) from error
 
 
-def _freeze(context: StageContext, train: list[Row], held_out: list[Row]) -> tuple[dict[str, Artifact], str]:
+def _alike(earlier: list[Row], later: list[Row], golden: list[str]) -> dict[str, str]:
+    """Return by id which later rows are near to an earlier row or a golden question, and to what."""
+    found: dict[str, str] = {}
+    asked = nearest_earlier(golden + [question(row) for row in later])
+    for number, row in enumerate(later):
+        place = asked.get(len(golden) + number)
+        if place is not None and place < len(golden):
+            found[row["id"]] = f"the golden question {golden[place][:80]!r}"
+    known = [(row["id"], answer(row)) for row in earlier]
+    _mark(found, known, [(row["id"], text) for row in later for text in said(row)])
+    worse = [(row["id"], text) for row in earlier for text in said(row)[1:]]
+    _mark(found, worse, [(row["id"], answer(row)) for row in later])
+    return found
+
+
+def _mark(found: dict[str, str], known: list[tuple[str, str]], looked: list[tuple[str, str]]) -> None:
+    """Add to `found` the ids of `looked` whose text is near to one of `known`."""
+    near = nearest_earlier([text for _id, text in known + looked]) if known else {}
+    for number, (row_id, _text) in enumerate(looked):
+        place = near.get(len(known) + number)
+        if place is not None and place < len(known):
+            found.setdefault(row_id, f"that of {known[place][0]}")
+
+
+def _require_rows(context: StageContext, kept: dict[str, list[Row]], rejected: int, validation_rows: int) -> None:
+    empty = [side for side in reversed(SIDES) if not kept[side] and (side != "validation" or validation_rows)]
+    if empty:
+        left = ", ".join(f"{len(kept[side])} {side}" for side in reversed(SIDES))
+        raise DataError(
+            f"expected rows on both sides of the split after validation, found {left} ({rejected} rejected). "
+            f"Next: see {context.folder}/quarantine.jsonl; mend the examples."
+        )
+
+
+def _freeze(context: StageContext, kept: dict[str, list[Row]]) -> tuple[dict[str, Artifact], str]:
     """Write the rows below the digest of their contents, unless they stand there; return artifacts and digest."""
-    sha256 = digest({"train": train, "held_out": held_out})
-    outputs = {}
-    for name, rows in (("train", train), ("held_out", held_out)):
+    written = {side: kept[side] for side in reversed(SIDES) if kept[side]}
+    sha256 = digest(written)
+    return {
         # The same bytes always: rows and keys are sorted. Writing them again heals a write that was cut short.
-        outputs[name] = context.storage.put_rows(f"{context.bucket}/datasets/{sha256}/{name}.jsonl", rows)
-    return outputs, sha256
+        side: context.storage.put_rows(f"{context.bucket}/datasets/{sha256}/{side}.jsonl", rows)
+        for side, rows in written.items()
+    }, sha256
 
 
-def _quarantine(context: StageContext, rows: list[Row], rejected: dict[str, dict[str, str]]) -> Artifact:
+def _quarantine(
+    context: StageContext, rows: list[Row], rejected: dict[str, dict[str, str]], outcome: Outcome
+) -> dict[str, Artifact]:
+    """Write what was rejected, and what was masked in rows that go on."""
     found = [
         rejection
         for row in rows
         if row["id"] in rejected
-        for rejection in quarantine.rejections(row["id"], f"{_question(row)} {_answer(row)}", rejected[row["id"]])
+        for rejection in quarantine.rejections(row["id"], f"{question(row)} {answer(row)}", rejected[row["id"]])
     ]
+    for item, broken in outcome.blocked.items():
+        found += quarantine.rejections(item, outcome.masked[item], broken)
     with connect(context.settings.database_url.get_secret_value(), vectors=False) as connection:
         quarantine.record(connection, "example", context.run, found)
-    return context.storage.put_rows(f"{context.folder}/quarantine.jsonl", map(_rejection_row, found))
+    redactions = [{"id": item, "redacted": hits} for item, hits in sorted(outcome.redactions.items())]
+    return {
+        "quarantine": context.storage.put_rows(f"{context.folder}/quarantine.jsonl", map(_rejection_row, found)),
+        "redactions": context.storage.put_rows(f"{context.folder}/redactions.jsonl", redactions),
+    }
 
 
 def _rejection_row(rejection: Rejection) -> Row:
     return {"id": rejection.item, "rule": rejection.rule, "reason": rejection.reason, "excerpt": rejection.excerpt}
-
-
-def _columns(row: Row) -> Row:
-    """Return what the rules of the suite look at."""
-    answer = _answer(row)
-    return {
-        "id": row["id"],
-        "origin": row["origin"],
-        "roles": ",".join(message["role"] for message in row["messages"]),
-        "question": _question(row),
-        "answer": answer,
-        "answer_words": len(answer.split()),
-    }
-
-
-def _question(row: Row) -> str:
-    return next((str(m["content"]) for m in reversed(row["messages"]) if m["role"] == "user"), "")
-
-
-def _answer(row: Row) -> str:
-    return str(row["messages"][-1]["content"])
 
 
 def _side(rows: Iterable[Row], side: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Where examples come from, and the split that never leaks a source."""
+"""Curated files in their forms, and every way a line can be wrong."""
 
 import json
 from pathlib import Path
@@ -7,41 +7,7 @@ import pytest
 
 from tasks.errors import DataError
 from tasks.storage import Storage
-from tasks.training.examples import Candidate, Message, read, split
-
-
-def candidates(sources: int, rows: int) -> list[Candidate]:
-    turns = [Message(role="user", content="q"), Message(role="assistant", content="a")]
-    return [
-        Candidate(id=f"s{s}r{r}", messages=turns, source=f"s{s}", origin="jsonl")
-        for s in range(sources)
-        for r in range(rows)
-    ]
-
-
-@pytest.mark.parametrize(("sources", "rows", "train", "held_out"), [(30, 5, 60, 20), (2, 9, 4, 4), (50, 1, 10, 30)])
-def test_no_source_is_on_both_sides(sources: int, rows: int, train: int, held_out: int) -> None:
-    found = candidates(sources, rows)
-    chosen = split(found, train, held_out, 4)
-    sides = {side: {c.source for c in chosen if c.split == side} for side in ("train", "held_out")}
-    assert sides["train"]
-    assert sides["held_out"]
-    assert not sides["train"] & sides["held_out"]
-    assert len([c for c in chosen if c.split == "train"]) <= train
-    assert len([c for c in chosen if c.split == "held_out"]) <= held_out
-    for source in {c.source for c in chosen}:
-        assert sum(c.source == source for c in chosen) <= 4
-    assert split(found[::-1], train, held_out, 4) == chosen, "the order of the input does not matter"
-
-
-def test_training_rows_come_from_all_sources() -> None:
-    chosen = split(candidates(20, 10), 12, 8, 10)
-    assert len({c.source for c in chosen if c.split == "train"}) == 12
-
-
-def test_one_source_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="at least two sources"):
-        split(candidates(1, 50), 10, 10, 50)
+from tasks.training.examples import read
 
 
 @pytest.fixture
@@ -59,8 +25,30 @@ def test_a_file_of_messages(tmp_path: Path, storage: Storage) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(line(id="one", source="book") + "\n\n" + line() + "\n", encoding="utf-8")
     first, second = read(str(path), storage)
-    assert (first.id, first.source, first.origin) == ("jsonl:one", "book", "jsonl")
+    assert (first.id, first.source, first.origin) == ("curated:one", "book", "curated")
+    assert first.provenance.items() >= {"file": "mine.jsonl", "line": 1, "made_by": "curated"}.items()
     assert second.source == "q", "without a source, rows with the same question stay together"
+    assert second.provenance["line"] == 3
+
+
+def test_preferences_and_texts(tmp_path: Path, storage: Storage) -> None:
+    asked, good, bad = [{"role": "user", "content": "q"}], {"role": "assistant", "content": "a"}, "b"
+    openai = {
+        "input": {"messages": asked},
+        "preferred_output": [good],
+        "non_preferred_output": [good | {"content": bad}],
+    }
+    lines = [line(rejected=bad), json.dumps(openai), json.dumps({"text": "Some words.\u2028And more."}), line(), line()]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(line(source="x"), encoding="utf-8")
+    first, plain, preferred, text, once, again = read(str(tmp_path), storage)
+    assert (first.source, first.provenance["file"]) == ("x", "a.jsonl")
+    assert (plain.messages, plain.rejected) == (preferred.messages, preferred.rejected)
+    assert plain.row()["rejected"] == "b"
+    assert (text.row()["text"], text.source) == ("Some words.\u2028And more.", "b/more.jsonl")
+    assert "messages" not in text.row()
+    assert once.id != again.id, "a copy has an id of its own, so that validation can name it"
 
 
 def test_wrong_lines_are_named(tmp_path: Path, storage: Storage) -> None:
@@ -78,3 +66,24 @@ def test_sources_that_cannot_be_read(reference: str, tmp_path: Path, storage: St
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError):
         read(str(tmp_path / reference) if reference.endswith(".jsonl") else reference, storage)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            json.dumps({"messages": [{"role": "tool", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+            "messages.0.role",
+        ),
+        (line(text="x"), "one of messages, input with preferred_output"),
+        (json.dumps({"input": {"messages": [{"role": "user", "content": "q"}]}}), "belong together"),
+        (json.dumps({"text": "x", "rejected": "y"}), "rejected belongs to messages"),
+        (json.dumps({"source": "x"}), "expected one of"),
+    ],
+)
+def test_a_role_or_form_that_is_not_known(text: str, told: str, tmp_path: Path, storage: Storage) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: ") as caught:
+        read(str(path), storage)
+    assert told in str(caught.value)
