@@ -6,9 +6,10 @@ A reference is one of
 - `s3://BUCKET/FOLDER`: a folder of model files.
 
 `fetch(reference)` returns a folder that `from_pretrained` can load: configuration, tokenizer and
-safetensors. Code inside a model folder is never run (`trust_remote_code` stays off). Writes below the
-cache folder, through a neighbour folder that is renamed when complete. Fails with `ModelError` for a
-malformed reference, an unpinned revision, or a folder without weights.
+safetensors; `fetch_tokenizer(reference)` one with configuration and tokenizer only, before a GPU is asked
+for. Code inside a model folder is never run (`trust_remote_code` stays off). Writes below the cache folder,
+through a neighbour folder that is renamed when complete. Fails with `ModelError` for a malformed reference,
+an unpinned revision, or a folder without weights.
 """
 
 import fcntl
@@ -25,6 +26,12 @@ from tasks.storage import Storage, file_digest
 
 _HUB = re.compile(r"^hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})$")
 _FORMS = "package:MODULE/PATH, hub:ORG/NAME@COMMIT or s3://BUCKET/FOLDER"
+
+
+# Never fetched for a tokenizer; what is larger than so many bytes is none of its files either.
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+_LARGEST_SMALL_FILE = 100_000_000
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*/*.json"]
 
 
 def fetch(reference: str, cache: Path, storage: Storage | None = None) -> Path:
@@ -45,28 +52,59 @@ def fetch(reference: str, cache: Path, storage: Storage | None = None) -> Path:
             raise ModelError(
                 f"expected model files below {reference}, found none. Next: upload them, or correct the reference."
             )
-        key = hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()[:16]
-        folder = _once(cache, f"s3-{key}", lambda target: _download(store, reference, target))
+        folder = _downloaded(store, reference, cache, listing)
         return require_weights(folder, reference)
     if match := _HUB.match(reference):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        return require_weights(_snapshot(reference, match, cache, [*_SMALL_FILES, "*.safetensors"]), reference)
+    raise _no_reference(reference)
 
-        try:
-            path = snapshot_download(
-                match["name"],
-                revision=match["revision"],
-                cache_dir=str(cache / "hub"),
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/*.json"],
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ServiceUnavailable(
-                f"expected the model hub to answer for {reference}, found {str(error)[:200]}. "
-                "Next: check the network and HF_HUB_OFFLINE, or mirror the model to s3:// and name that."
-            ) from error
-        return require_weights(Path(path), reference)
+
+def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None) -> Path:
+    """Return a local folder with the model's configuration and tokenizer, without its weights where it can. Raises ModelError."""
+    if reference.startswith("package:"):
+        source = _package_path(reference)
+        # A GGUF file holds its tokenizer between the weights: the copy that training needs anyway.
+        return fetch(reference, cache, storage) if source.suffix == ".gguf" else _require_config(source, reference)
+    if reference.startswith("s3://"):
+        store = storage or Storage()
+        small = [
+            (uri, size, etag)
+            for uri, size, etag in store.list(reference.rstrip("/") + "/")
+            if not uri.lower().endswith(_WEIGHTS) and size <= _LARGEST_SMALL_FILE
+        ]
+        return _require_config(_downloaded(store, reference, cache, small), reference)
+    if match := _HUB.match(reference):
+        return _require_config(_snapshot(reference, match, cache, _SMALL_FILES), reference)
+    raise _no_reference(reference)
+
+
+def _downloaded(store: Storage, reference: str, cache: Path, listing: list[tuple[str, int, str]]) -> Path:
+    """Return the listed objects as a folder of the cache."""
+    key = hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()[:16]
+    uris = [uri for uri, _size, _etag in listing]
+    return _once(cache, f"s3-{key}", lambda target: _download(store, reference, uris, target))
+
+
+def _snapshot(reference: str, match: re.Match[str], cache: Path, patterns: list[str]) -> Path:
+    """Return the files of a hub model that match the patterns. Raises ServiceUnavailable."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            match["name"], revision=match["revision"], cache_dir=str(cache / "hub"), allow_patterns=patterns
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ServiceUnavailable(
+            f"expected the model hub to answer for {reference}, found {str(error)[:200]}. "
+            "Next: check the network and HF_HUB_OFFLINE, or mirror the model to s3:// and name that."
+        ) from error
+    return Path(path)
+
+
+def _no_reference(reference: str) -> ModelError:
     hint = " A hub model must be pinned to a commit." if reference.startswith("hub:") else ""
-    raise ModelError(f"expected a model reference ({_FORMS}), found {reference!r}.{hint} Next: correct the setting.")
+    return ModelError(f"expected a model reference ({_FORMS}), found {reference!r}.{hint} Next: correct the setting.")
 
 
 def revision(reference: str, folder: Path) -> str:
@@ -79,14 +117,19 @@ def revision(reference: str, folder: Path) -> str:
 
 def require_weights(folder: Path, reference: str) -> Path:
     """Return `folder` if it holds a configuration and safetensors weights. Raises ModelError."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"expected config.json in the model folder of {reference}, found none. Next: point at the folder that holds it."
-        )
+    _require_config(folder, reference)
     if not any(folder.rglob("*.safetensors")):
         raise ModelError(
             f"expected safetensors weights in the model folder of {reference}, found none (pickled weights are not loaded). "
             "Next: convert the model with save_pretrained(safe_serialization=True)."
+        )
+    return folder
+
+
+def _require_config(folder: Path, reference: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"expected config.json in the model folder of {reference}, found none. Next: point at the folder that holds it."
         )
     return folder
 
@@ -128,9 +171,9 @@ def _once(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _download(storage: Storage, reference: str, folder: Path) -> None:
+def _download(storage: Storage, reference: str, uris: list[str], folder: Path) -> None:
     prefix = reference.rstrip("/") + "/"
-    for uri, _size, _etag in storage.list(prefix):
+    for uri in uris:
         name = uri.removeprefix(prefix)
         target = (folder / name).resolve()
         if not target.is_relative_to(folder.resolve()):

