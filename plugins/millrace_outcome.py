@@ -12,6 +12,7 @@ Reads the manifest of the stage in S3 and verifies the bytes it names; the exit 
 """
 
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 BAD_INPUT, REFUSED, TRY_AGAIN = 2, 3, 75
 RETURN_VALUE = "return_value"
+LEVEL = re.compile(r"^\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 
 
 def run_uri(context: "Context") -> str:
@@ -46,6 +48,12 @@ def command_line(stage: str, run: str, part: str | None, options: Mapping[str, A
         if value is not None and str(value).strip() not in {"", "None"}:
             arguments.append(f"--{name.replace('_', '-')}={value}")
     return arguments
+
+
+def tell(log: Any, text: str) -> None:
+    """Put a line of a stage's log into the task's log, at its own level."""
+    level = LEVEL.match(text)
+    log.log(logging.getLevelName(level.group(1)) if level else logging.INFO, "%s", text)
 
 
 class MlflowRunLink(BaseOperatorLink):
@@ -89,15 +97,16 @@ class StageOutcome:
         self.reference = self.verified("complete" if exit_code == 0 else "refused", context) | dict(times or {})
         return self._hand_on(context, self.reference)
 
-    def verified(self, status: str, context: "Context") -> dict[str, Any]:
-        """Return the reference of the manifest after checking its status and the bytes it names."""
+    def verified(self, status: str, context: "Context", part: str | None = None) -> dict[str, Any]:
+        """Return the reference of the manifest (or of that of another part) after checking its status and the bytes
+        it names."""
         if importlib.util.find_spec("tasks") is None:  # Airflow knows dags/ and plugins/, not the repository's root
             sys.path.append(str(REPOSITORY))
         from tasks.contracts import manifest_uri
         from tasks.errors import ManifestError
         from tasks.storage import Storage
 
-        uri = manifest_uri(run_uri(context), self.stage, self.part)
+        uri = manifest_uri(run_uri(context), self.stage, part or self.part)
         storage = Storage(os.environ.get("MILLRACE_S3_ENDPOINT_URL") or None)
         try:
             manifest = storage.read_manifest(uri)

@@ -1,10 +1,19 @@
 """The Kubernetes launcher: a stage as a pod, through KubernetesPodOperator.
 
-Needs `MILLRACE_STAGE_IMAGE`; reads `MILLRACE_KUBERNETES_NAMESPACE`, `_CONNECTION`, `_SECRET` and
-`MILLRACE_GPU_POOL_LABEL` when the DAG is parsed. The stage's environment comes from the secret, by
-reference: no value passes through Airflow. Fails as `millrace_outcome.py` says; a pod's exit code is
-read from its status, and its manifest is verified whatever Kubernetes reports.
+Needs `MILLRACE_STAGE_IMAGE`; reads what `millrace_podspec.py` says, and `MILLRACE_KUBERNETES_NAMESPACE` and
+`_CONNECTION`. The stage's environment comes from a secret, by reference: no value passes through Airflow. The
+operator stays with its pod and follows it by `millrace_watch.py` (docs/adr/0004 says why it is not deferred).
 
+| what happens                                  | what follows |
+| quota is used up; no node has room            | it waits, and says for what, up to `MILLRACE_POD_WAIT_MINUTES`; then tried again |
+| more GPUs than a node has, or than the quota  | fails at once |
+| image that cannot be pulled, secret missing   | told at once; after two minutes tried again, or failed where the registry says "not there" |
+| out of memory, evicted, deleted, node lost    | tried again, with that name |
+| worker killed hard                            | the next try goes on with the same pod |
+| marked failed, cleared, timed out, worker stopped | the pod is deleted, with its time to save a checkpoint |
+| anything else                                 | as `millrace_outcome.py` says, by the manifest |
+
+Whatever happens, its log, events and last state are told first, and the pod is deleted.
 Only `millrace_stage.py` imports this module, and only for `MILLRACE_LAUNCHER=kubernetes`: it costs a second.
 """
 
@@ -14,33 +23,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
-from kubernetes.client import models as k8s
-from millrace_outcome import MlflowRunLink, StageOutcome, command_line, run_uri
+from kubernetes.client.exceptions import ApiException
+from millrace_outcome import BAD_INPUT, REFUSED, MlflowRunLink, StageOutcome, command_line, run_uri
+from millrace_pods import Pods
+from millrace_podspec import confinement, environment, gpus_of_a_pod, machine, required, size
+from millrace_status import Ending, ending
+from millrace_watch import Limits, PodWatch
+from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-GPU = "nvidia.com/gpu"
-USER = 10001  # the user of the stage image; any number but 0 works
-CACHE = "/cache"
-SCHEDULE_TIMEOUT = timedelta(hours=4)  # GPU nodes are added on demand, and may be sold out
-STARTUP_TIMEOUT = timedelta(minutes=30)  # the image with CUDA and torch is large
-# Caches go to scratch volumes, because the root file system is read-only.
-SCRATCH = {
-    "MILLRACE_CACHE_DIR": CACHE,
-    "HF_HOME": f"{CACHE}/huggingface",
-    "HOME": "/tmp",
-    "TRITON_CACHE_DIR": "/tmp/triton",
-}
+THE_STAGES_WORD = {0, BAD_INPUT, REFUSED}  # of a pod that ended while nobody watched, these are believed
+TAIL = 200  # lines of the log that are told again after a worker was killed
 
 
 class PodStage(StageOutcome, KubernetesPodOperator):
     """Runs one stage as a pod."""
 
-    template_fields = (*KubernetesPodOperator.template_fields, "options", "part")
+    template_fields = (*KubernetesPodOperator.template_fields, "options", "part", "gpus")
     template_fields_renderers = {**KubernetesPodOperator.template_fields_renderers, "options": "json"}
     operator_extra_links = (MlflowRunLink(),)
     ui_color = "#e3eef9"
+    module = "tasks"
+    limits = Limits()
 
     def __init__(
         self,
@@ -55,20 +61,27 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         **kwargs: Any,
     ) -> None:
         timeout: timedelta = kwargs.get("execution_timeout") or timedelta(hours=6)
+        waits = size("MILLRACE_POD_WAIT_MINUTES") * 60
         super().__init__(
             **{
                 "name": f"millrace-{stage.replace('_', '-')}",
-                "image": _required("MILLRACE_STAGE_IMAGE"),
+                "image": required("MILLRACE_STAGE_IMAGE"),
+                "image_pull_policy": "IfNotPresent",
                 "namespace": os.environ.get("MILLRACE_KUBERNETES_NAMESPACE") or "millrace",
                 "kubernetes_conn_id": os.environ.get("MILLRACE_KUBERNETES_CONNECTION") or "kubernetes_default",
-                "cmds": ["python", "-m", "tasks"],
+                "cmds": ["python", "-m", self.module],
                 "labels": {"app.kubernetes.io/part-of": "millrace", "millrace/stage": stage},
                 "termination_grace_period": grace,
-                "active_deadline_seconds": int((timeout + SCHEDULE_TIMEOUT).total_seconds()),
-                **_environment(),
-                **_machine(gpus),
-                **_watching(deferrable=_wants_gpu(gpus)),
-                **_confinement(),
+                # Should every watcher be gone for good, Kubernetes itself ends what costs money.
+                "active_deadline_seconds": int(timeout.total_seconds() + waits),
+                "schedule_timeout_seconds": int(waits),
+                "deferrable": False,
+                "log_pod_spec_on_failure": False,  # it would print the environment
+                "termination_message_policy": "FallbackToLogsOnError",
+                "do_xcom_push": False,  # no sidecar: the result is the manifest
+                "on_failure_callback": remove_what_is_left,
+                **environment(),
+                **confinement(),
                 **kwargs,
             }
         )
@@ -77,25 +90,32 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         self.part = part
         self.on_refusal = on_refusal
         self.skip_when = skip_when
+        self.gpus = gpus
         self.reference = None
+        self._pod_name: str | None = None
 
-    def execute(self, context: "Context") -> Any:
-        """Start the pod; wait for it here, or in the triggerer where it may take hours."""
+    def execute(self, context: "Context") -> dict[str, Any]:
+        """Run the stage in a pod; return the reference of its verified manifest."""
         self.arguments = self.pod_arguments(context)
+        self.name = self._set_name(self.name)
+        request = self.build_pod_request_obj(context)
+        pods = self.pods(context)
+        kept, watch = self._earlier(pods, request), None
         try:
-            super().execute(context)
-        except AirflowException as error:
-            return self._after(context, error)
-        return self._after(context, None)
-
-    def trigger_reentry(self, context: "Context", event: dict[str, Any]) -> Any:
-        """Come back from the triggerer; read how the pod ended."""
-        self.arguments = self.pod_arguments(context)
-        try:
-            super().trigger_reentry(context, event)
-        except AirflowException as error:
-            return self._after(context, error)
-        return self._after(context, None)
+            if kept is None:
+                self._pod_name = request.metadata.name  # known before it exists: on_kill may come between
+                self.log.info("pod %s: python -m %s %s", self._pod_name, self.module, " ".join(self.arguments))
+                pods.create(request)
+            assert self._pod_name is not None
+            watch = self.watch(pods, self._pod_name, self.log, tail=None if kept is None else TAIL)
+            end = watch.follow()
+        except BaseException as error:
+            self.log.error("the pod is given up: %s: %s", type(error).__name__, error)
+            self._remove(pods)
+            raise
+        self.log.log(20 if end.exit_code == 0 else 40, "the pod ended: %s", end)
+        self._remove(pods, at_once=end.reason == "NodeLost")
+        return self._judge(context, end, " | ".join(watch.last)[-1500:])
 
     def pod_arguments(self, context: "Context") -> list[str]:
         """Return the stage's arguments. Kubernetes expands $(NAME) in them from the environment, and that holds
@@ -103,99 +123,87 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         arguments = command_line(self.stage, run_uri(context), self.part, self.options)
         return [argument.replace("$(", "$$(") for argument in arguments]
 
-    def _after(self, context: "Context", error: AirflowException | None) -> dict[str, Any]:
-        exit_code = _exit_code(self.remote_pod or self.pod, self.base_container_name)
-        if error is not None and not exit_code:
-            raise error  # never scheduled, evicted, deleted: not the stage's word
-        return self.conclude(context, exit_code or 0, str(error or "")[-1500:])
+    def build_pod_request_obj(self, context: "Context | None" = None, *, dry_run: bool = False) -> Any:
+        """Return the pod."""
+        self.ask_of_the_node()
+        return super().build_pod_request_obj(context, dry_run=dry_run)
 
+    def ask_of_the_node(self) -> None:
+        """Set what the pod asks of a node: it is known only when `gpus` is rendered."""
+        for name, value in machine(gpus_of_a_pod(self.gpus)).items():
+            setattr(self, name, value)
 
-def _environment() -> dict[str, Any]:
-    """Return where the stage's settings come from: the secret, and the scratch folders."""
-    secret = os.environ.get("MILLRACE_KUBERNETES_SECRET") or "millrace-stage"
-    _, _, digest = os.environ.get("MILLRACE_STAGE_IMAGE", "").partition("@")
-    return {
-        "env_from": [k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=secret))],
-        "env_vars": SCRATCH | ({"MILLRACE_IMAGE_DIGEST": digest} if digest else {}),
-        # A service called millrace-... would add MILLRACE_..._SERVICE_HOST, which strict settings refuse.
-        "pod_template_dict": {"spec": {"enableServiceLinks": False, "containers": [{"name": "base"}]}},
-    }
+    def on_kill(self) -> None:
+        """Delete the pod; it has its grace period to save a checkpoint, and the next try waits for its end."""
+        self._killed = True
+        if self._pod_name is not None:
+            self.log.info("the task is stopped: deleting the pod %s", self._pod_name)
+            Pods(lambda: self.client, self.namespace, "", self.log, self.limits).delete(self._pod_name)
 
+    def pods(self, context: "Context") -> Pods:
+        """Return the pods of this task instance, of whatever try."""
+        selector = self._build_find_pod_label_selector(context)
+        limits = Limits(**{**vars(self.limits), "schedule": min(self.limits.schedule, self.schedule_timeout_seconds)})
+        return Pods(lambda: self.client, self.namespace, selector, self.log, limits, lambda: self._killed)
 
-def _machine(gpus: int | str) -> dict[str, Any]:
-    """Return what the pod asks of a node."""
-    gpu = _wants_gpu(gpus)
-    size = {"cpu": "8", "memory": "64Gi"} if gpu else {"cpu": "1", "memory": "4Gi"}
-    exact = {"memory": size["memory"]} | ({GPU: str(gpus)} if gpu else {})  # Kubernetes wants GPU limits = requests
-    volumes = {"tmp": ("/tmp", None, "16Gi"), "cache": (CACHE, None, "100Gi" if gpu else "16Gi")}
-    if gpu:
-        volumes["shm"] = ("/dev/shm", "Memory", "16Gi")  # NCCL and data loaders; counts as memory of the pod
-    label, _, value = (os.environ.get("MILLRACE_GPU_POOL_LABEL") or "nvidia.com/gpu.present=true").partition("=")
-    return {
-        "container_resources": k8s.V1ResourceRequirements(requests=size | exact, limits=exact),
-        "volumes": [
-            k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource(medium=medium, size_limit=limit))
-            for name, (_path, medium, limit) in volumes.items()
-        ],
-        "volume_mounts": [k8s.V1VolumeMount(name=name, mount_path=path) for name, (path, _m, _l) in volumes.items()],
-        "node_selector": {label: value} if gpu else {},
-        "tolerations": [k8s.V1Toleration(key=GPU, operator="Exists", effect="NoSchedule")] if gpu else [],
-    }
+    def _earlier(self, pods: Pods, request: Any) -> Any:
+        """Return the pod of a try whose worker was killed, if it can be gone on with; remove what cannot."""
+        kept = None
+        for pod in pods.alive():
+            end, name = ending(pod, self.base_container_name), pod.metadata.name
+            same = pod.spec.containers[0].args == request.spec.containers[0].args
+            if kept is None and same and (end is None or end.exit_code in THE_STAGES_WORD):
+                self.log.info("pod %s of an earlier try, whose worker is gone: this try goes on with it", name)
+                kept, self._pod_name = pod, name
+            else:
+                self.log.warning("pod %s of an earlier try is removed: %s", name, end or "it runs something else")
+                pods.delete(name)
+        if kept is None:
+            pods.wait_until_gone()
+        return kept
 
-
-def _watching(*, deferrable: bool) -> dict[str, Any]:
-    """Return how the pod is followed. Only long stages are deferred: a deferral that resumes within seconds is
-    taken for a failure (apache/airflow#72716)."""
-    return {
-        "deferrable": deferrable,
-        "poll_interval": 15,
-        "logging_interval": 60 if deferrable else None,
-        "schedule_timeout_seconds": int(SCHEDULE_TIMEOUT.total_seconds()),
-        "startup_timeout_seconds": int(STARTUP_TIMEOUT.total_seconds()),
-        "on_finish_action": "delete_succeeded_pod",  # a failed pod is kept for whoever looks into it
-        "on_kill_action": "delete_pod",
-        "log_events_on_failure": True,
-        "log_pod_spec_on_failure": False,  # it would print the environment
-        "termination_message_policy": "FallbackToLogsOnError",
-        "do_xcom_push": False,  # no sidecar: the result is the manifest
-    }
-
-
-def _confinement() -> dict[str, Any]:
-    """Return what the pod may not do: the `restricted` pod security standard, and a read-only root."""
-    return {
-        "security_context": k8s.V1PodSecurityContext(
-            run_as_non_root=True,
-            run_as_user=USER,
-            run_as_group=USER,
-            fs_group=USER,
-            seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
-        ),
-        "container_security_context": k8s.V1SecurityContext(
-            allow_privilege_escalation=False,
-            read_only_root_filesystem=True,
-            capabilities=k8s.V1Capabilities(drop=["ALL"]),
-        ),
-        "automount_service_account_token": False,
-    }
-
-
-def _wants_gpu(gpus: int | str) -> bool:
-    return str(gpus) != "0"  # a template ("{{ params.gpus }}") asks for some
-
-
-def _exit_code(pod: Any, container: str) -> int | None:
-    """Return the exit code of the stage's container, or None where it is not known."""
-    for status in (pod.status.container_statuses or []) if pod is not None and pod.status else []:
-        if status.name == container and status.state and status.state.terminated:
-            return int(status.state.terminated.exit_code)
-    return None
-
-
-def _required(name: str) -> str:
-    value = os.environ.get(name, "")
-    if not value:
-        raise ValueError(
-            f"expected {name} to name the stages' image (launcher kubernetes), found nothing. Next: set it."
+    def watch(self, pods: Pods, name: str, log: Any, tail: int | None) -> PodWatch:
+        """Return the watcher of a pod; it tells the task log, or another that knows which pod speaks."""
+        return PodWatch(
+            client=lambda: self.client,
+            refresh=self._refresh_cached_properties,
+            name=name,
+            namespace=self.namespace,
+            container=self.base_container_name,
+            log=log,
+            limits=pods.limits,
+            stopped=lambda: self._killed,
+            tail=tail,
         )
-    return value
+
+    def _remove(self, pods: Pods, at_once: bool = False) -> None:
+        """Delete the pod. An API server that is away must not hide how the stage ended."""
+        if self._pod_name is None:
+            return
+        try:
+            pods.delete(self._pod_name, at_once=at_once)
+        except (ApiException, HTTPError) as error:
+            self.log.warning("the pod %s could not be deleted: %s", self._pod_name, error)
+
+    def remove_leftovers(self, context: "Context") -> None:
+        """Delete what a try left whose worker was killed."""
+        pods = self.pods(context)
+        for pod in pods.alive():
+            self.log.info("deleting the pod %s of a failed task", pod.metadata.name)
+            pods.delete(pod.metadata.name)
+
+    def _judge(self, context: "Context", end: Ending, last_words: str) -> dict[str, Any]:
+        if end.exit_code is None:
+            raise AirflowException(f"{self.stage}: its pod ended as {end}. It is tried again. {last_words}")
+        words = f"Kubernetes says {end}. {last_words}" if end.exit_code else last_words
+        moments = {"command_started_at": end.started_at, "command_ended_at": end.ended_at}
+        times = {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
+        return self.conclude(context, end.exit_code, words, times)
+
+
+def remove_what_is_left(context: "Context") -> None:
+    """Delete the pods of a task that failed for good. Airflow calls this also, in the DAG processor, for a task
+    whose worker was killed and that has no try left: then nobody else would."""
+    operator = context["task"]
+    if isinstance(operator, PodStage):
+        operator.remove_leftovers(context)

@@ -6,9 +6,7 @@ Airflow's secrets, and no stage needs them). Fails as `millrace_outcome.py` says
 """
 
 import hashlib
-import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator
-from millrace_outcome import REPOSITORY, MlflowRunLink, StageOutcome, command_line, run_uri
+from millrace_outcome import REPOSITORY, MlflowRunLink, StageOutcome, command_line, run_uri, tell
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 WARDEN = Path(__file__).resolve().parent / "millrace_warden.py"
-LEVEL = re.compile(r"^\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 LAST_LINES = 3
 
 
@@ -72,8 +69,7 @@ class ProcessStage(StageOutcome, BaseOperator):
             for line in self._process.stdout:
                 text = line.rstrip("\n")
                 last.append(text)
-                level = LEVEL.match(text)
-                self.log.log(logging.getLevelName(level.group(1)) if level else logging.INFO, "%s", text)
+                tell(self.log, text)
             exit_code = self._process.wait()
         finally:
             self.on_kill()  # an execution timeout or any other exception must not leave the stage behind

@@ -1,7 +1,7 @@
 """`stage("train", gpus=4, ...)`: one task of a DAG that runs one stage, whatever launches it.
 
 `MILLRACE_LAUNCHER` says how, when the DAG is parsed: `process` (default) gives a child process of the
-worker, `kubernetes` a pod. Both run the same command and end with the same proof (`millrace_outcome.py`).
+worker, `kubernetes` a pod, or for several nodes a Job. All run the same command and end with the same proof (`millrace_outcome.py`).
 Raises ValueError for another launcher.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from airflow.sdk import task
 
 LAUNCHERS = {"process": ("millrace_process", "ProcessStage"), "kubernetes": ("millrace_pod", "PodStage")}
+SEVERAL_NODES = ("millrace_job", "JobStage")
 PARTS_AT_ONCE = 4
 
 
@@ -22,6 +23,7 @@ def stage(
     *,
     task_id: str | None = None,
     gpus: int | str = 0,
+    nodes: int | str = 1,
     on_refusal: Literal["fail", "skip"] = "fail",
     skip_when: str | None = None,
     retries: int = 2,
@@ -32,18 +34,21 @@ def stage(
 ) -> Any:
     """Return the task that runs the stage `name`. Its XCom is the reference of the manifest.
 
-    `options` become `--option value` of the command and may be templates; an empty one is not given.
-    `gpus` matters to pods only. `on_refusal` says what a gate's "no" does to the DAG run; `skip_when` names
-    a fact that, where true, marks the task skipped (and emits no asset event).
+    `options` become `--option value` of the command and may be templates; an empty one is not given. `gpus` (of
+    each node) and `nodes` matter to pods only, and may be templates. `on_refusal` says what a gate's "no" does to
+    the DAG run; `skip_when` names a fact that, where true, marks the task skipped (and emits no asset event).
     """
     arguments = _arguments(name, gpus, on_refusal, options)
-    return _launcher()(
+    several = str(nodes) != "1" and _name() == "kubernetes"
+    launcher = _import(SEVERAL_NODES) if several else _launcher()
+    return launcher(
         task_id=task_id or name,
         retries=retries,
         outlets=list(outlets),
         execution_timeout=timeout,
         trigger_rule=trigger_rule,
         skip_when=skip_when,
+        **({"nodes": nodes} if several else {}),
         **arguments,
     )
 
@@ -83,7 +88,11 @@ def _arguments(
 
 def _launcher() -> Any:
     """Return the operator class; the other launcher's module, and its packages, are never imported."""
-    module, operator = LAUNCHERS[_name()]
+    return _import(LAUNCHERS[_name()])
+
+
+def _import(place: tuple[str, str]) -> Any:
+    module, operator = place
     return getattr(importlib.import_module(module), operator)
 
 

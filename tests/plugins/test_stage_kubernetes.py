@@ -50,7 +50,7 @@ def trainer() -> Iterator[tuple[Any, Any]]:
 
 
 def test_the_trainer_gets_its_gpus_and_shared_memory(trainer: Any) -> None:
-    operator, pod = trainer
+    pod = trainer[1]
     container = pod.spec.containers[0]
     assert container.resources.limits["nvidia.com/gpu"] == container.resources.requests["nvidia.com/gpu"] == "2"
     assert container.resources.limits["memory"] == container.resources.requests["memory"]
@@ -61,7 +61,6 @@ def test_the_trainer_gets_its_gpus_and_shared_memory(trainer: Any) -> None:
     assert [(t.key, t.operator, t.effect) for t in pod.spec.tolerations] == [("nvidia.com/gpu", "Exists", "NoSchedule")]
     assert pod.spec.termination_grace_period_seconds == 300
     assert pod.spec.active_deadline_seconds >= 48 * 3600
-    assert operator.deferrable
 
 
 def test_the_command_is_the_one_every_launcher_runs(trainer: Any) -> None:
@@ -70,17 +69,44 @@ def test_the_command_is_the_one_every_launcher_runs(trainer: Any) -> None:
     assert container.args == ["train", "--run", "s3://bucket/runs/fine_tune/manual__x", "--recipe=lora"]
 
 
-def test_gpus_are_waited_for_and_a_failed_pod_is_kept(trainer: Any) -> None:
-    operator, _pod = trainer
-    assert operator.schedule_timeout_seconds == 4 * 3600
-    assert operator.startup_timeout_seconds == 1800
-    assert operator.on_finish_action == "delete_succeeded_pod"
-    assert operator.retries >= 2  # a deferred pod that is cleared, or resumes at once, burns a try
+def test_processors_and_memory_grow_with_the_gpus(trainer: Any) -> None:
+    resources = trainer[1].spec.containers[0].resources
+    assert resources.requests["cpu"] == "12000m"
+    assert resources.limits["memory"] == f"{56 * 1024}Mi"
+    assert "cpu" not in resources.limits
 
 
-def test_a_small_stage_asks_for_no_gpu_and_is_not_deferred() -> None:
-    operator, pod = build("list_documents", corpus="")
+@pytest.mark.parametrize("gpus", ["9", "many", "-1"])
+def test_gpus_that_no_node_has_fail_before_a_pod_is_made(gpus: str) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match="expected 0 to 8 GPUs in one pod"):
+        build("train", gpus=gpus)
+
+
+def test_sizes_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from millrace_podspec import SIZES
+
+    from tasks.settings import Settings
+
+    defaults = {f"MILLRACE_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    assert {name: defaults[name] for name in SIZES} == SIZES
+    monkeypatch.setenv("MILLRACE_POD_CPUS", "0.25")
+    assert build("list_documents")[1].spec.containers[0].resources.requests["cpu"] == "250m"
+    monkeypatch.setenv("MILLRACE_POD_CPUS", "few")
+    with pytest.raises(ValueError, match="expected MILLRACE_POD_CPUS to be a number"):
+        build("list_documents")
+
+
+def test_a_node_is_waited_for_and_the_worker_stays(trainer: Any) -> None:
+    operator, pod = trainer
     assert not operator.deferrable
+    assert operator.schedule_timeout_seconds == 4 * 3600
+    assert pod.spec.restart_policy == "Never"
+
+
+def test_a_small_stage_asks_for_no_gpu() -> None:
+    _operator, pod = build("list_documents", corpus="")
     assert "nvidia.com/gpu" not in pod.spec.containers[0].resources.limits
     assert not pod.spec.tolerations
     assert not pod.spec.node_selector
@@ -130,23 +156,22 @@ def test_a_missing_image_is_told_when_the_dag_is_parsed(monkeypatch: pytest.Monk
         build("train")
 
 
-def ended(exit_code: int | None) -> Any:
-    terminated = SimpleNamespace(exit_code=exit_code) if exit_code is not None else None
-    status = SimpleNamespace(name="base", state=SimpleNamespace(terminated=terminated))
-    return SimpleNamespace(status=SimpleNamespace(container_statuses=[status]))
-
-
 @pytest.mark.parametrize(
-    ("exit_code", "error"),
-    [(2, "AirflowFailException"), (75, "AirflowException"), (137, "AirflowException"), (None, "AirflowException")],
+    ("exit_code", "reason", "error"),
+    [
+        (2, "Error", "AirflowFailException"),
+        (75, "Error", "AirflowException"),
+        (137, "OOMKilled", "AirflowException"),
+        (None, "NodeLost", "AirflowException"),
+    ],
 )
-def test_the_pods_exit_code_decides(trainer: Any, exit_code: int | None, error: str) -> None:
+def test_the_pods_end_decides(trainer: Any, exit_code: int | None, reason: str, error: str) -> None:
     from airflow.sdk import exceptions
+    from millrace_status import Ending
 
     operator, _pod = trainer
-    operator.pod = ended(exit_code)
-    with pytest.raises(exceptions.AirflowException) as caught:
-        operator._after(context(operator), exceptions.AirflowException("Pod returned a failure."))
+    with pytest.raises(exceptions.AirflowException, match=reason) as caught:
+        operator._judge(context(operator), Ending(exit_code, reason), "")
     assert type(caught.value).__name__ == error
 
 
@@ -155,10 +180,10 @@ def test_a_pod_reported_as_a_success_without_a_manifest_is_a_failure(
     trainer: Any, stack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.sdk.exceptions import AirflowException
+    from millrace_status import Ending
 
     for name, value in stack.env.items():
         monkeypatch.setenv(name, value)
     operator, _pod = trainer
-    operator.pod = ended(0)
     with pytest.raises(AirflowException, match="found no manifest"):
-        operator._after(context(operator), None)
+        operator._judge(context(operator), Ending(0, "Completed"), "")

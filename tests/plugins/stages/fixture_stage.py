@@ -46,11 +46,29 @@ def linger(pids: Path) -> None:
     time.sleep(600)
 
 
+def work(seconds: int) -> None:
+    """Say every second how far it is; asked to stop, end as a stage that saved what it has."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    for second in range(seconds):
+        print(f"second {second} of {seconds}", flush=True)
+        time.sleep(1)
+
+
+def fill_memory() -> None:
+    """Take memory until somebody stops it."""
+    taken = []
+    while True:
+        taken.append(bytearray(os.urandom(1 << 20) * 64))
+
+
 def main(arguments: list[str]) -> int:
     """Behave as asked."""
     stage, options = arguments[0], parse_options(arguments[1:])
     end, run = options.get("end", "complete"), options["run"]
     print("2026-11-20 10:00:00,000 WARNING fixture a line of its log", file=sys.stderr)
+    work(int(options.get("seconds", "0")))
+    if end == "memory":
+        fill_memory()
     if end in {"complete", "tampered", "noop"}:
         facts = json.loads(options.get("facts", "{}"))
         manifest(stage, run, options.get("part"), "complete", end, **facts)

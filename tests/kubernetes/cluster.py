@@ -1,0 +1,186 @@
+"""A namespace of its own on the cluster that KUBECONFIG names, made from infra/kubernetes, and what tests do to it."""
+
+import asyncio
+import os
+import shlex
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes import client, config, utils
+from kubernetes.client.exceptions import ApiException
+
+from tests.airflow_home import REPOSITORY
+
+BASE = REPOSITORY / "infra" / "kubernetes" / "base"
+LAUNCHER, QUOTA, SECRET = "millrace-launcher", "millrace-gpus", "millrace-stage"
+GPU_NODE = "gpu-0"
+WHAT_NEEDS_A_CLUSTER = "a cluster: KUBECONFIG (of an administrator), TEST_STAGE_IMAGE (target test, loaded into it)"
+
+
+def missing() -> str:
+    """Return why these tests cannot run here, or nothing."""
+    unset = [name for name in ("KUBECONFIG", "TEST_STAGE_IMAGE") if not os.environ.get(name)]
+    return f"needs {WHAT_NEEDS_A_CLUSTER}; unset: {', '.join(unset)}" if unset else ""
+
+
+class Cluster:
+    """The cluster, as its administrator; a context manager that takes its namespace away again."""
+
+    def __init__(self) -> None:
+        self.api = config.new_client_from_config(os.environ["KUBECONFIG"])
+        self.core = client.CoreV1Api(self.api)
+        self.namespace = f"millrace-test-{uuid.uuid4().hex[:6]}"
+
+    def __enter__(self) -> "Cluster":
+        for each in manifests(self.namespace):
+            utils.create_from_dict(self.api, each, namespace=self.namespace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.core.delete_namespace(self.namespace)
+
+    @property
+    def host(self) -> str:
+        """The address of this machine that pods reach: the one it has on the network of the API server."""
+        address = self.api.configuration.host.removeprefix("https://").split("/")[0]
+        name, _, port = address.partition(":")
+        with socket.create_connection((name, int(port or 443)), timeout=10) as connection:
+            return str(connection.getsockname()[0])
+
+    def kubeconfig_of(self, account: str, path: Path) -> Path:
+        """Write a kubeconfig with a token of a service account: what Airflow is to the cluster."""
+        request = {"spec": {"expirationSeconds": 7200, "audiences": []}}
+        token = self.core.create_namespaced_service_account_token(account, self.namespace, request).status.token
+        given = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+        current = next(c["context"] for c in given["contexts"] if c["name"] == given["current-context"])
+        server = next(c for c in given["clusters"] if c["name"] == current["cluster"])
+        context = {"cluster": server["name"], "user": account, "namespace": self.namespace}
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1", "kind": "Config", "current-context": "test", "clusters": [server],
+                    "users": [{"name": account, "user": {"token": token}}],
+                    "contexts": [{"name": "test", "context": context}],
+                }
+            )
+        )  # fmt: skip
+        return path
+
+    def put_secret(self, values: dict[str, str]) -> None:
+        body = client.V1Secret(metadata=client.V1ObjectMeta(name=SECRET), string_data=values)
+        self.core.create_namespaced_secret(self.namespace, body)
+
+    def put_files(self, name: str, *paths: Path) -> None:
+        body = client.V1ConfigMap(
+            metadata=client.V1ObjectMeta(name=name), data={path.name: path.read_text() for path in paths}
+        )
+        self.core.create_namespaced_config_map(self.namespace, body)
+
+    def set_quota(self, gpus: int) -> None:
+        body = {"spec": {"hard": {"requests.nvidia.com/gpu": str(gpus)}}}
+        self.core.patch_namespaced_resource_quota(QUOTA, self.namespace, body)
+        # The controller copies it to the status, and only then it holds.
+        wait_for(lambda: self._quota().status.hard == {"requests.nvidia.com/gpu": str(gpus)})
+
+    def _quota(self) -> Any:
+        return self.core.read_namespaced_resource_quota(QUOTA, self.namespace)
+
+    def pods(self, run: str | None = None, **phase: str) -> list[Any]:
+        """Return the pods of the namespace, or of one DAG run."""
+        found = self.core.list_namespaced_pod(self.namespace).items
+        return [pod for pod in found if run is None or pod.metadata.labels.get("run_id") == run]
+
+    def running(self, run: str) -> Any:
+        """Return the one pod of a run as soon as its container runs."""
+        found: list[Any] = []
+
+        def runs() -> bool:
+            found[:] = [pod for pod in self.pods(run) if pod.metadata.deletion_timestamp is None]
+            statuses = [s for pod in found for s in pod.status.container_statuses or []]
+            return len(found) == 1 and any(s.state.running for s in statuses)
+
+        wait_for(runs, 120)
+        return found[0]
+
+    def delete_pod(self, pod: Any) -> None:
+        self.core.delete_namespaced_pod(pod.metadata.name, self.namespace)
+
+    def log(self, pod: Any) -> str:
+        try:
+            return str(self.core.read_namespaced_pod_log(pod.metadata.name, self.namespace))
+        except ApiException:
+            return ""
+
+    def node_ready(self, node: str = GPU_NODE) -> bool:
+        return any(c.type == "Ready" and c.status == "True" for c in self.core.read_node(node).status.conditions)
+
+    def node(self, action: str) -> None:
+        """Stop or start the GPU node, with the command that the environment gives."""
+        command = [*shlex.split(os.environ["TEST_NODE_COMMAND"]), f"{action}-node", GPU_NODE]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+class Forward:
+    """Listens at an address that pods reach, and passes on to the same ports of 127.0.0.1, where the stack is."""
+
+    def __init__(self, host: str, ports: Iterable[int]) -> None:
+        self.host, self.ports = host, list(ports)
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "Forward":
+        self.thread.start()
+        for port in self.ports:
+            asyncio.run_coroutine_threadsafe(self._listen(port), self.loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+
+    async def _listen(self, port: int) -> None:
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+        await asyncio.start_server(connect, self.host, port)
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass everything on until one side ends."""
+    try:
+        while block := await reader.read(65536):
+            writer.write(block)
+            await writer.drain()
+        writer.write_eof()
+    except (ConnectionError, RuntimeError):
+        writer.close()  # the other side has gone: a pod was killed, which is what these tests do
+
+
+def manifests(namespace: str) -> list[dict[str, Any]]:
+    """Return the objects of infra/kubernetes/base, moved to another namespace as kustomize would."""
+    found = []
+    for name in yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]:
+        for each in yaml.safe_load_all((BASE / name).read_text()):
+            if each["kind"] == "Namespace":
+                each["metadata"]["name"] = namespace
+            else:
+                each["metadata"]["namespace"] = namespace
+            for subject in each.get("subjects", ()):
+                subject["namespace"] = namespace
+            found.append(each)
+    return found
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.5)

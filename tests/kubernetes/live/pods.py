@@ -1,0 +1,65 @@
+"""DAGs for tests/kubernetes/test_pods.py: the real operator around the fixture stage, in the real image.
+
+Troubles are borne for seconds instead of minutes; what is done about them is the same.
+"""
+
+import os
+from datetime import timedelta
+
+from airflow.sdk import dag
+from kubernetes.client import models as k8s
+from millrace_pod import PodStage
+from millrace_watch import Limits
+
+OPTIONS = {
+    "end": "{{ params.get('end', 'complete') if ti.try_number == 1 else params.get('then', 'complete') }}",
+    "seconds": "{{ params.get('seconds', '') }}",
+    "pids": "/tmp/pids",
+}
+
+
+class FixtureStage(PodStage):
+    """A stage whose code comes from a config map."""
+
+    module = "fixture_stage"
+    limits = Limits(poll=1, say=5, schedule=25, bad_start=15, lost_node=20)
+
+    def build_pod_request_obj(self, context=None, *, dry_run=False):
+        pod = super().build_pod_request_obj(context, dry_run=dry_run)
+        source = k8s.V1ConfigMapVolumeSource(name="fixture-stage")
+        pod.spec.volumes.append(k8s.V1Volume(name="fixture", config_map=source))
+        container = pod.spec.containers[0]
+        container.volume_mounts.append(k8s.V1VolumeMount(name="fixture", mount_path="/fixture"))
+        container.env.append(k8s.V1EnvVar(name="PYTHONPATH", value="/fixture:/opt/millrace"))
+        return pod
+
+
+def tried(**given):
+    arguments = {
+        "task_id": "tried", "stage": "tried", "options": OPTIONS, "gpus": "{{ params.get('gpus', 1) }}", "grace": 10,
+        "retry_delay": timedelta(seconds=1), "execution_timeout": timedelta(minutes=10),
+    }  # fmt: skip
+    return FixtureStage(**arguments | given)
+
+
+@dag(schedule=None)
+def once():
+    """One try; `params.image` replaces the image."""
+    tried(retries=0, image=f"{{{{ params.get('image') or '{os.environ['MILLRACE_STAGE_IMAGE']}' }}}}")
+
+
+@dag(schedule=None)
+def again():
+    """Two tries; the second ends as `params.then` says."""
+    tried(retries=1)
+
+
+@dag(schedule=None)
+def short():
+    """A time-out of half a minute."""
+    tried(retries=0, execution_timeout=timedelta(seconds=30))
+
+
+once()
+again()
+short()

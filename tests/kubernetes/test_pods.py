@@ -1,0 +1,184 @@
+"""How pods end on a real cluster, and what the task makes of it: a small stage in the real image, on the GPU node.
+
+Every test ends with no pod of its run left behind.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.kubernetes.cluster import GPU_NODE, wait_for
+from tests.live_airflow import Airflow
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.airflow, pytest.mark.slow]
+TASK = "tried"
+
+
+class Run:
+    """One DAG run with one task, and its pods."""
+
+    def __init__(self, airflow: Airflow, cluster: Any, dag: str, name: str, **conf: Any) -> None:
+        self.airflow, self.cluster, self.dag, self.name = airflow, cluster, dag, name
+        airflow.start(dag, name, **conf)
+
+    def pod(self) -> Any:
+        return self.cluster.running(self.name)
+
+    def task(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.airflow.get(f"/dags/{self.dag}/dagRuns/{self.name}/taskInstances/{TASK}")
+        return found
+
+    def log(self, attempt: int = 1) -> str:
+        return "\n".join(self.airflow.log(self.dag, self.name, TASK, attempt))
+
+    def says(self, text: str, seconds: float = 60, attempt: int = 1) -> None:
+        """Wait until the task log says so, while it runs."""
+        wait_for(lambda: self.task()["try_number"] >= attempt and text in self.log(attempt), seconds)
+
+    def finish(self, seconds: float = 180) -> str:
+        """Return how the run ended; nothing is left of it."""
+        state = self.airflow.finish(self.dag, self.name, seconds)[0]
+        wait_for(lambda: not self.cluster.pods(self.name), 30)
+        return state
+
+    def kill_worker(self) -> None:
+        """Kill the task and the worker that watches it, as the kernel does with what needs too much memory."""
+        process = psutil.Process(self.task()["pid"])
+        worker = process.parent()
+        for each in (worker, process):
+            os.kill(each.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def run(airflow: Airflow, cluster: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    def start(dag: str, name: str = "", **conf: Any) -> Run:
+        safe = "".join(letter for letter in request.node.name if letter.isalnum() or letter == "_")[-40:]
+        return Run(airflow, cluster, dag, f"{safe}_{int(time.time())}{name}", **conf)
+
+    return start
+
+
+def test_a_pod_on_the_gpu_node_hands_on_what_it_made(run: Any) -> None:
+    tried = run("once", gpus=2, seconds=8)
+    pod = tried.pod()
+    assert pod.spec.node_name == GPU_NODE
+    assert pod.spec.containers[0].resources.limits["nvidia.com/gpu"] == "2"
+    tried.says("second 1 of 8")  # while it runs
+    assert tried.finish() == "success"
+    log = tried.log()
+    assert "second 7 of 8" in log
+    assert log.count("second 3 of 8") == 1
+    assert "a line of its log" in log
+
+
+def test_exit_code_0_without_a_manifest_is_a_failure(run: Any) -> None:
+    tried = run("once", end="nothing")
+    assert tried.finish() == "failed"
+    assert "found no manifest" in tried.log()
+
+
+def test_out_of_memory_is_tried_again_and_named(run: Any) -> None:
+    tried = run("again", end="memory", gpus=0)
+    assert tried.finish() == "success"
+    assert tried.task()["try_number"] == 2
+    assert "OOMKilled (exit code 137)" in tried.log()
+
+
+def test_an_image_that_does_not_exist_is_told_within_a_minute(run: Any) -> None:
+    tried = run("once", image="localhost:1/nobody/nothing:none")
+    tried.says("ErrImagePull", seconds=60)
+    assert tried.finish(90) == "failed"
+    assert "the pod did not start: " in tried.log()
+
+
+def test_an_image_name_that_cannot_exist_fails_at_once(run: Any) -> None:
+    tried = run("once", image="No/Image:at:all")
+    assert tried.finish(60) == "failed"
+    assert "InvalidImageName" in tried.log()
+
+
+def test_more_gpus_than_are_free_are_waited_for_by_name(run: Any) -> None:
+    tried = run("once", gpus=9)
+    tried.says("Insufficient nvidia.com/gpu", seconds=60)
+    assert tried.finish(120) == "failed"
+    assert "the pod did not schedule within" in tried.log()
+
+
+def test_more_gpus_than_a_node_can_have_fail_before_a_pod_is_made(run: Any) -> None:
+    tried = run("once", gpus=13)
+    assert tried.finish(60) == "failed"
+    assert "expected 0 to 12 GPUs in one pod" in tried.log()
+    assert "pod millrace-" not in tried.log()
+
+
+def test_a_deleted_pod_is_tried_again(run: Any) -> None:
+    tried = run("again", seconds=15)
+    tried.says("second 1 of")
+    tried.cluster.delete_pod(tried.pod())
+    assert tried.finish() == "success"
+    assert tried.task()["try_number"] == 2
+    assert "(exit code 75)" in tried.log()
+
+
+def test_a_killed_worker_leaves_the_pod_to_the_next_try(run: Any) -> None:
+    tried = run("again", seconds=70)
+    pod = tried.pod()
+    tried.says("second 1 of")
+    tried.kill_worker()
+    assert tried.finish(240) == "success"
+    assert tried.task()["try_number"] == 2
+    assert f"pod {pod.metadata.name} of an earlier try, whose worker is gone" in tried.log(2)
+    assert "second 69 of 70" in tried.log(2)
+
+
+def test_a_killed_worker_without_a_try_left_leaves_no_pod(run: Any) -> None:
+    tried = run("once", seconds=300)
+    tried.pod()
+    tried.says("second 1 of")
+    tried.kill_worker()
+    assert tried.finish(120) == "failed"
+
+
+def test_a_cleared_task_starts_anew_after_the_end_of_its_pod(run: Any) -> None:
+    tried = run("again", seconds=30)
+    pod = tried.pod()
+    tried.says("second 1 of")
+    body = {"dry_run": False, "dag_run_id": tried.name, "task_ids": [TASK], "only_failed": False}
+    tried.airflow.http.post(f"/dags/{tried.dag}/clearTaskInstances", json=body).raise_for_status()
+    assert tried.finish(240) == "success"
+    assert pod.metadata.name not in tried.log(tried.task()["try_number"])
+
+
+def test_a_run_marked_failed_leaves_no_pod(run: Any) -> None:
+    tried = run("again", seconds=300)
+    tried.pod()
+    tried.airflow.http.patch(f"/dags/{tried.dag}/dagRuns/{tried.name}", json={"state": "failed"}).raise_for_status()
+    assert tried.finish(60) == "failed"
+
+
+def test_a_time_out_leaves_no_pod(run: Any) -> None:
+    tried = run("short", seconds=300)
+    tried.pod()
+    assert tried.finish(120) == "failed"
+    assert "AirflowTaskTimeout" in tried.log()
+
+
+def test_the_second_waits_for_the_quota_and_says_so(run: Any, cluster: Any) -> None:
+    cluster.set_quota(1)
+    try:
+        first = run("once", "first", gpus=1, seconds=25)
+        first.pod()
+        second = run("once", "second", gpus=1)
+        second.says("the pod waits to be accepted: ", seconds=60)
+        assert "exceeded quota: millrace-gpus, requested: requests.nvidia.com/gpu=1" in second.log()
+        assert first.finish() == second.finish() == "success"
+        third = run("once", "third", gpus=2)
+        assert third.finish(60) == "failed"
+        assert "the quota is smaller than this pod" in third.log()
+    finally:
+        cluster.set_quota(16)
