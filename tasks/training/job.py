@@ -229,7 +229,8 @@ def parameters(plan: Plan) -> dict[str, Any]:
         for part in ("data", "lora", "optimisation")
         for key, value in (parts[part] or {}).items()
     }
-    return flat | {"recipe": plan.recipe_name, "deepspeed": plan.recipe.distribution.deepspeed}
+    # Only what the fingerprint pins: MLflow refuses other values when a run is continued. The rest are tags.
+    return flat | {"deepspeed": plan.recipe.distribution.deepspeed}
 
 
 def give_up(curve: Curve, status: str) -> None:

@@ -5,6 +5,7 @@ Reads `tasks/training/recipes/NAME.yaml` and the DeepSpeed configuration it name
 a recipe is unknown, a key is misspelt (with the nearest right name) or missing, or values do not fit together.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import RecipeError, nearest
+from tasks.settings import repository_path
 
 RECIPES = Path(__file__).parent / "recipes"
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -171,6 +173,15 @@ class Recipe(Part):
         return how.rows_per_step // (world * how.rows_per_batch)
 
 
+def require_packages(recipe: Recipe) -> None:
+    """Raise RecipeError when a package that only some recipes need is missing here."""
+    if recipe.tuning == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            "expected the package bitsandbytes for tuning qlora, found none. Next: install the requirements of the stages "
+            "(requirements/stage.in), or take a recipe with tuning lora."
+        )
+
+
 def fitting_ranks(recipe: Recipe) -> str:
     """Return the numbers of ranks that the recipe can run on, as a text."""
     batches, rest = divmod(recipe.optimisation.rows_per_step, recipe.optimisation.rows_per_batch)
@@ -207,10 +218,13 @@ def names() -> list[str]:
 
 
 def load_recipe(name: str, folder: Path = RECIPES) -> Recipe:
-    """Return the recipe called `name`. Raises RecipeError."""
-    path = folder / f"{name}.yaml"
+    """Return the recipe called `name`, or in the file `name` where it ends in .yaml. Raises RecipeError."""
+    own = name.endswith(".yaml")
+    path = repository_path(name) if own else folder / f"{name}.yaml"
     known = sorted(entry.stem for entry in folder.glob("*.yaml"))
-    if name not in known:
+    if own and not path.is_file():
+        raise RecipeError(f"expected a recipe in the file {name}, found none. Next: correct the path.")
+    if not own and name not in known:
         raise RecipeError(f"expected a recipe ({', '.join(known)}), found {name!r}.{nearest(name, known)}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,167 @@
+"""What a training survives, for real: preemption, other numbers of ranks, a second node, a loss that goes wrong.
+
+The tiny model on CPU with gloo: what is proven is the bookkeeping of optimizer, schedule, data position and random
+state, which is the same code on GPUs.
+"""
+
+import json
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.training.recipes import RECIPES
+from tests.training.bench import Bench, validate_new
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+# Resumed on the same number of ranks a step computes the same numbers; on another one it adds them up in another order.
+SAME, OTHER = 1e-6, 2e-4
+STEPS = 30
+LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ["q_proj", "v_proj", "down_proj"], "last_layers": None}
+
+
+def recipe(folder: Path, **changes: dict[str, Any]) -> str:
+    """Write smoke_cpu with changes of its parts, and more steps. Returns its path."""
+    values: dict[str, Any] = yaml.safe_load((RECIPES / "smoke_cpu.yaml").read_text())
+    values["optimisation"] |= {"rows_per_step": 4, "rows_per_batch": 1, "epochs": 5}
+    for part, change in changes.items():
+        values[part] |= change
+    path = folder / f"{uuid.uuid4().hex}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def losses(bench: Bench, run: str) -> list[float]:
+    rows = list(bench.storage.get_rows(bench.manifest(run, "train").outputs["loss_curve"]))
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, len(steps) + 1)), "every step once"
+    return [row["loss"] for row in steps]
+
+
+def forget(bench: Bench) -> None:
+    """Remove what was trained, so that the same inputs are trained again."""
+    bench.storage.delete_prefix(f"{bench.bucket}/models/")
+
+
+def copy_dataset(bench: Bench, run: str) -> str:
+    """Return another run folder with the same dataset."""
+    other = bench.new_run()
+    for stage in ("build_dataset", "validate_dataset", "plan_training"):
+        for uri, _size, _etag in bench.storage.list(f"{run}/{stage}/"):
+            body = bench.storage.get_bytes(uri)
+            bench.storage.put_bytes(uri.replace(run, other), body.replace(run.encode(), other.encode()))
+    return other
+
+
+def undisturbed(bench: Bench, run: str, **options: str) -> list[float]:
+    """Return the losses of a training of the same dataset that nobody disturbs, and forget what it trained."""
+    other = copy_dataset(bench, run)
+    bench.run("train", other, **options)
+    found = losses(bench, other)
+    forget(bench)
+    return found
+
+
+def stop_when(bench: Bench, run: str, step: int, **options: str) -> str:
+    """Start a training, send it SIGTERM once `step` is through, and return its log."""
+    process = bench.start("train", run, **options)
+    progress = f"{run}/train/progress.json"
+    until = time.monotonic() + 240
+    while not (bench.storage.exists(progress) and json.loads(bench.storage.get_bytes(progress))["done"] >= step):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "the step did not come in four minutes"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _out, log = process.communicate()
+    assert process.returncode == 75, log[-3000:]
+    assert "Preempted" in log
+    return log
+
+
+@pytest.fixture(scope="module")
+def dataset(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run folder with a dataset; tests train on copies of it."""
+    return validate_new(bench, tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def baseline(bench: Bench, dataset: str, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of an undisturbed training with two ranks and without dropout."""
+    path = recipe(tmp_path_factory.mktemp("recipe"), lora=LORA)
+    return undisturbed(bench, dataset, recipe=path, base_model=tiny)
+
+
+def test_a_killed_training_has_the_curve_of_an_undisturbed_one(
+    bench: Bench, dataset: str, tiny: str, tmp_path: Path
+) -> None:
+    options = {"recipe": recipe(tmp_path, lora=LORA | {"dropout": 0.1}), "base_model": tiny}
+    expected = undisturbed(bench, dataset, **options)
+    run = copy_dataset(bench, dataset)
+    stop_when(bench, run, 1, **options)
+    assert bench.run("train", run, **options)["counts"]["steps"] == STEPS
+    assert losses(bench, run) == pytest.approx(expected, abs=SAME)
+
+
+def test_it_goes_on_with_fewer_ranks_and_with_more(
+    bench: Bench, dataset: str, baseline: list[float], tiny: str, tmp_path: Path
+) -> None:
+    forget(bench)
+    run = copy_dataset(bench, dataset)
+    four, two = (recipe(tmp_path, lora=LORA, distribution={"ranks": ranks}) for ranks in (4, 2))
+    stop_when(bench, run, 1, recipe=four, base_model=tiny)
+    reached = json.loads(bench.storage.get_bytes(f"{run}/train/progress.json"))["done"]
+    log = stop_when(bench, run, reached + 1, recipe=two, base_model=tiny)
+    assert "was made by 4 ranks: it is converted for 2" in log
+    process = bench.start("train", run, recipe=four, base_model=tiny)
+    _out, log = process.communicate()
+    assert process.returncode == 0, log[-3000:]
+    assert "was made by 2 ranks: it is converted for 4" in log
+    assert bench.manifest(run, "train").facts["ranks"] == 4
+    assert losses(bench, run) == pytest.approx(baseline, abs=OTHER)
+
+
+def test_two_nodes_train_as_one_machine_does(
+    bench: Bench, dataset: str, baseline: list[float], tiny: str, tmp_path: Path
+) -> None:
+    """Two stages on this machine, each with one rank, as two pods of a Job would be."""
+    forget(bench)
+    path = recipe(tmp_path, lora=LORA, checkpoints={"every_steps": 10}, distribution={"ranks": 1, "nodes": 2})
+    run = copy_dataset(bench, dataset)
+    processes = [start_node(bench, run, node, recipe=path, base_model=tiny) for node in (0, 1)]
+    logs = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    assert losses(bench, run) == pytest.approx(baseline, abs=OTHER)
+    assert bench.manifest(run, "train").facts["ranks"] == 2
+    part = bench.storage.read_manifest(f"{run}/train/part-node-1/manifest.json")
+    assert part is not None
+    assert part.counts == {"steps": STEPS}
+    checkpoint = json.loads(bench.storage.get_bytes(f"{run}/train/checkpoints/step-00000020/checkpoint.json"))
+    assert checkpoint["world"] == 2
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(checkpoint["files"]), "both nodes gave their part"
+
+
+def start_node(bench: Bench, run: str, node: int, **options: str) -> "subprocess.Popen[str]":
+    place = {"MILLRACE_NODE_RANK": str(node), "MILLRACE_MASTER_ADDRESS": "127.0.0.1"}
+    bench.environment |= place
+    try:
+        return bench.start("train", run, **options, **({"part": f"node-{node}"} if node else {}))
+    finally:
+        for name in place:
+            del bench.environment[name]
+
+
+def test_a_loss_that_goes_wrong_ends_the_training_for_good(
+    bench: Bench, dataset: str, tiny: str, tmp_path: Path
+) -> None:
+    forget(bench)
+    run = copy_dataset(bench, dataset)
+    path = recipe(tmp_path, optimisation={"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_share": 0.0})
+    found = bench.run("train", run, expect=2, recipe=path, base_model=tiny)
+    assert "TrainingDiverged: expected the loss to stay finite" in found["log"]
+    assert bench.storage.read_manifest(f"{run}/train/manifest.json") is None
+    assert not any("/adapter/" in uri for uri, _, _ in bench.storage.list(f"{bench.bucket}/models/"))
