@@ -10,6 +10,7 @@ Of KubernetesJobOperator the rendering is used. Its own execution looks for the 
 has made them, and finds neither an earlier Job nor the reason of a failure.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
@@ -71,7 +72,7 @@ class JobStage(PodStage, KubernetesJobOperator):
             self.log.error("the job is given up: %s: %s", type(error).__name__, error)
             self._remove_job(jobs)
             raise
-        self.log.log(20 if end.exit_code == 0 else 40, "the job ended: %s", end)
+        self.log.log(logging.INFO if end.exit_code == 0 else logging.ERROR, "the job ended: %s", end)
         self._remove_job(jobs, at_once=end.reason == "NodeLost")
         if end.exit_code == 0:
             for rank in range(1, int(self.nodes)):

@@ -5,6 +5,7 @@ Job, so that it goes with it. `JobWatch` returns the `Ending` that says most abo
 `millrace_watch.py` raises.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -144,11 +145,11 @@ class Speaker:
 
     def info(self, form: str, *values: Any) -> None:
         """Log a line."""
-        self.log(20, form, *values)
+        self.log(logging.INFO, form, *values)
 
     def warning(self, form: str, *values: Any) -> None:
         """Log a line that deserves attention."""
-        self.log(30, form, *values)
+        self.log(logging.WARNING, form, *values)
 
 
 def arguments(job: Any) -> list[str]:

@@ -17,7 +17,9 @@ Whatever happens, its log, events and last state are told first, and the pod is 
 Only `millrace_stage.py` imports this module, and only for `MILLRACE_LAUNCHER=kubernetes`: it costs a second.
 """
 
+import logging
 import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +115,7 @@ class PodStage(StageOutcome, KubernetesPodOperator):
             self.log.error("the pod is given up: %s: %s", type(error).__name__, error)
             self._remove(pods)
             raise
-        self.log.log(20 if end.exit_code == 0 else 40, "the pod ended: %s", end)
+        self.log.log(logging.INFO if end.exit_code == 0 else logging.ERROR, "the pod ended: %s", end)
         self._remove(pods, at_once=end.reason == "NodeLost")
         return self._judge(context, end, " | ".join(watch.last)[-1500:])
 
@@ -143,7 +145,7 @@ class PodStage(StageOutcome, KubernetesPodOperator):
     def pods(self, context: "Context") -> Pods:
         """Return the pods of this task instance, of whatever try."""
         selector = self._build_find_pod_label_selector(context)
-        limits = Limits(**{**vars(self.limits), "schedule": min(self.limits.schedule, self.schedule_timeout_seconds)})
+        limits = replace(self.limits, schedule=min(self.limits.schedule, self.schedule_timeout_seconds))
         return Pods(lambda: self.client, self.namespace, selector, self.log, limits, lambda: self._killed)
 
     def _earlier(self, pods: Pods, request: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client.exceptions import ApiException
 from kubernetes.utils.quantity import parse_quantity
-from millrace_status import said
+from millrace_status import ever_ran, said
 from millrace_watch import AWAY, TIMEOUT, Limits
 from urllib3.exceptions import HTTPError
 
@@ -58,9 +58,14 @@ class Pods:
         raise AirflowException("the task was told to stop before its pod was accepted")
 
     def delete(self, name: str, at_once: bool = False) -> None:
-        """Delete a pod, with its grace period; `at_once` for one whose node is lost and can confirm nothing."""
-        grace = {"grace_period_seconds": 0} if at_once else {}
+        """Delete a pod, with its grace period; `at_once` for one whose node is lost and can confirm nothing.
+
+        One whose container never ran has nothing to save, and goes at once: a node takes a minute over it, and
+        longer while it waits for an image.
+        """
         try:
+            pod = self.client().read_namespaced_pod(name, self.namespace, _request_timeout=TIMEOUT)
+            grace = {"grace_period_seconds": 0} if at_once or not ever_ran(pod) else {}
             self.client().delete_namespaced_pod(name, self.namespace, **grace, _request_timeout=TIMEOUT)
         except ApiException as error:
             if error.status != 404:

@@ -58,6 +58,12 @@ def scheduled(pod: Any) -> bool:
     return bool(pod.spec.node_name)
 
 
+def ever_ran(pod: Any) -> bool:
+    """Say whether a container of the pod has run."""
+    states = [one.state for one in pod.status.container_statuses or [] if one.state]
+    return any(state.running or state.terminated for state in states)
+
+
 def node_is_lost(pod: Any, container: str) -> bool:
     """Say whether the node stopped reporting: Kubernetes then marks the pod not ready, though its container,
     by the node's last word, is ready and runs."""

@@ -110,7 +110,11 @@ class PodWatch:
         if pod is None:
             return None
         self.ask(self.events.tell)
-        return self._look(pod)
+        end = self._look(pod)
+        if end is not None:
+            self.events.looked = -math.inf  # the last ones say why
+            self.ask(self.events.tell)
+        return end
 
     def ask(self, request: Callable[[], Any]) -> Any:
         """Return the answer of the API server, or None while it is away."""

@@ -78,9 +78,13 @@ class Cluster:
         self.core.create_namespaced_secret(self.namespace, body)
 
     def put_files(self, name: str, *paths: Path) -> None:
-        body = client.V1ConfigMap(
-            metadata=client.V1ObjectMeta(name=name), data={path.name: path.read_text() for path in paths}
-        )
+        self._put_config(name, {path.name: path.read_text(encoding="utf-8") for path in paths})
+
+    def put_text(self, name: str, file: str, text: str) -> None:
+        self._put_config(name, {file: text})
+
+    def _put_config(self, name: str, data: dict[str, str]) -> None:
+        body = client.V1ConfigMap(metadata=client.V1ObjectMeta(name=name), data=data)
         self.core.create_namespaced_config_map(self.namespace, body)
 
     def set_quota(self, gpus: int) -> None:

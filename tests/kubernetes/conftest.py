@@ -19,6 +19,7 @@ from tests.live_airflow import Airflow, environment, running
 
 HERE = Path(__file__).parent
 FIXTURE = REPOSITORY / "tests" / "plugins" / "stages" / "fixture_stage.py"
+SMOKE = REPOSITORY / "tasks" / "training" / "recipes" / "smoke_cpu.yaml"
 # Small enough for a cluster of two cores.
 SIZES = {
     "MILLRACE_GPU_POD_CPUS": "0.2", "MILLRACE_GPU_POD_MEMORY_GB": "3", "MILLRACE_GPU_POD_SCRATCH_GB": "4",
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def longer(recipe: str) -> str:
+    """Return a recipe of the same training with eight times the steps: time to be disturbed."""
+    assert "train_rows: 24\n" in recipe
+    return recipe.replace("train_rows: 24\n", "train_rows: 192\n")
+
+
 @pytest.fixture(scope="session")
 def cluster(stack: Any) -> Iterator[Any]:
     """The cluster, with a namespace, the stages' secret, and the stack's servers within the pods' reach."""
@@ -53,6 +60,7 @@ def cluster(stack: Any) -> Iterator[Any]:
         values = {name: value.replace("127.0.0.1", made.host) for name, value in stack.env.items()}
         made.put_secret(values)
         made.put_files("fixture-stage", FIXTURE)
+        made.put_text("recipe", "long.yaml", longer(SMOKE.read_text(encoding="utf-8")))
         yield made
 
 
@@ -77,5 +85,5 @@ def airflow(cluster: Any, stack: Any, tmp_path_factory: pytest.TempPathFactory) 
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(connection),
     }  # fmt: skip
     made = {name: value for name, value in environment(folder, dags, values).items() if name != "KUBECONFIG"}
-    with running(folder, made, dags=4) as client:
+    with running(folder, made, dags=5) as client:
         yield client

@@ -49,13 +49,15 @@ def test_the_end_of_a_pod_has_a_name(state: dict[str, Any] | None, status: dict[
 
 
 def test_a_pod_that_runs_or_waits_has_no_end() -> None:
-    from millrace_status import ending, waiting
+    from millrace_status import ending, ever_ran, waiting
 
     running = pod({"running": {}}, phase="Running")
+    assert ever_ran(running)
     assert ending(running, "base") is None
     assert waiting(running, "base") is None
     pulling = pod({"waiting": {"reason": "ErrImagePull", "message": "not found"}}, phase="Pending")
     assert ending(pulling, "base") is None
+    assert not ever_ran(pulling)
     assert waiting(pulling, "base") == ("ErrImagePull", "not found")
     reason = {"status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
     queued = pod(None, node="", phase="Pending", conditions={"PodScheduled": reason})
