@@ -6,6 +6,8 @@
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 RUN := .venv/bin/python
+# Files of tests that run side by side; each worker starts a stack of its own.
+TEST_WORKERS ?= 2
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +27,8 @@ status: setup ## show the parts of the embedded stack; exit code 0 when all are 
 demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
-test: setup ## run the tests; they start what they need themselves
-	@$(RUN) -m pytest
+test: setup ## run the tests, two files at a time; they start what they need themselves
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: setup ## check style and types
 	@$(RUN) -m ruff check .
