@@ -8,6 +8,7 @@ each with the reason that Kubernetes gave.
 """
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ BAD = {"ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "Create
 NOT_THERE = ("not found", "manifest unknown", "does not exist", "denied", "unauthorized")
 OVERLAP = 10  # seconds of log that are read twice, and told once
 LAST_LINES = 3
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:")
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,9 @@ class PodWatch:
 
     def _tell_line(self, line: str) -> None:
         moment, _, text = line.partition(" ")
+        if not MOMENT.match(moment):  # a node answers so when it has thrown the log away
+            self.say("log", f"the log of the pod cannot be read now: {line}"[:500], warning=True)
+            return
         if moment < self.newest or (moment == self.newest and text in self.newest_lines):
             return
         if moment > self.newest:

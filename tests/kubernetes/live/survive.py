@@ -6,7 +6,7 @@ from airflow.sdk import chain, dag
 from kubernetes.client import models as k8s
 from millrace_pod import PodStage
 
-RECIPE = "long"
+RECIPE = "/recipe/long.yaml"
 
 
 class RecipeStage(PodStage):
@@ -16,8 +16,7 @@ class RecipeStage(PodStage):
         pod = super().build_pod_request_obj(context, dry_run=dry_run)
         source = k8s.V1ConfigMapVolumeSource(name="recipe")
         pod.spec.volumes.append(k8s.V1Volume(name="recipe", config_map=source))
-        path = f"/opt/millrace/tasks/training/recipes/{RECIPE}.yaml"
-        mount = k8s.V1VolumeMount(name="recipe", mount_path=path, sub_path=f"{RECIPE}.yaml")
+        mount = k8s.V1VolumeMount(name="recipe", mount_path="/recipe")
         pod.spec.containers[0].volume_mounts.append(mount)
         return pod
 
@@ -36,9 +35,8 @@ def part(name, gpus=0, retries=0, **options):
 
 @dag(schedule=None)
 def survive():
-    built = part("build_dataset", recipe=RECIPE)
-    planned = part("plan_training", recipe=RECIPE)
-    chain(built, part("validate_dataset"), planned, part("train", gpus=2, retries=4, recipe=RECIPE))
+    before = [part("build_dataset", recipe=RECIPE), part("validate_dataset"), part("plan_training", recipe=RECIPE)]
+    chain(*before, part("train", gpus=2, retries=4, recipe=RECIPE))
 
 
 survive()
