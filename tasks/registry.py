@@ -19,6 +19,7 @@ STAGES = {
     "switch_index": "tasks.knowledge.switch_index",
     "build_dataset": "tasks.training.build_dataset",
     "validate_dataset": "tasks.training.validate_dataset",
+    "plan_training": "tasks.training.plan_training",
     "train": "tasks.training.train",
     "evaluate": "tasks.evaluation.evaluate",
     "gate": "tasks.evaluation.gate",

@@ -104,6 +104,14 @@ class Storage:
             body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
 
+    def get_start(self, uri: str, length: int) -> bytes:
+        """Return the first bytes at `uri`, fewer where there are fewer. Raises ManifestError when there is nothing."""
+        bucket, key = split_uri(uri)
+        with _answering(uri):
+            found = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{length - 1}")
+            body: bytes = found["Body"].read()
+        return body
+
     def get(self, artifact: Artifact) -> bytes:
         """Return an artifact's bytes after comparing their SHA-256. Raises ManifestError when they differ."""
         body = self.get_bytes(artifact.uri)
