@@ -10,8 +10,8 @@ TEMPLATE = (
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-def make_model(folder: Path, seed: int = 1) -> Path:
-    """Write model and tokenizer as `from_pretrained` reads them."""
+def make_model(folder: Path, seed: int = 1, tied: bool = False) -> Path:
+    """Write model and tokenizer as `from_pretrained` reads them; `tied` has one matrix for both ends."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +21,7 @@ def make_model(folder: Path, seed: int = 1) -> Path:
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,20 +1,24 @@
-"""The files of a trained adapter: safetensors and a configuration, the same bytes for the same training.
+"""The files of what was trained, an adapter or a whole model: the same bytes for the same training.
 
-Reads the folder that PEFT saved. Writes `adapter_model.safetensors` and `adapter_config.json` only. Fails
-with `ModelError` when the weights are not finite, or when training left the adapter as it began: then
-there is nothing to release.
+Reads the folder that PEFT or Transformers saved. Of an adapter it writes `adapter_model.safetensors` and
+`adapter_config.json` only; of a model it corrects `config.json`. Fails with `ModelError` when weights are missing or
+not finite, or when training left them as they began: then there is nothing to release.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.contracts import Artifact
 from tasks.errors import ModelError
 from tasks.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -41,12 +45,13 @@ def read_folder(storage: Storage, uri: str) -> dict[str, Artifact]:
     return found
 
 
-def finish(saved: Path, folder: Path, base_model: str) -> Path:
+def finish(saved: Path, folder: Path, base_model: str, start: Path | None = None) -> Path:
     """Copy a saved adapter to `folder` in its final form. Raises ModelError.
 
-    PEFT writes the folder of the base model (a path of this machine) and sets in no fixed order.
+    PEFT writes the folder of the base model (a path of this machine) and sets in no fixed order. `start` is the
+    folder of the adapter that training started from, if it did.
     """
-    check(saved / WEIGHTS)
+    check(saved / WEIGHTS, start / WEIGHTS if start else None)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(saved / WEIGHTS, folder / WEIGHTS)
     config = json.loads((saved / CONFIG).read_text(encoding="utf-8"))
@@ -58,8 +63,11 @@ def finish(saved: Path, folder: Path, base_model: str) -> Path:
     return folder
 
 
-def check(weights: Path) -> None:
-    """Prove that the weights load, are finite, and differ from where LoRA starts (all B are zero). Raises ModelError."""
+def check(weights: Path, start: Path | None = None) -> None:
+    """Prove that the weights load, are finite, and are not those that training began with. Raises ModelError.
+
+    A new adapter begins with all B zero.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -77,36 +85,81 @@ def check(weights: Path) -> None:
             f"expected a trained adapter in {weights.name}, found one that is all zero, as it began. "
             "Next: raise learning_rate, or see why no step was taken."
         )
+    if start is not None and not _differs(tensors, load_file(start)):
+        raise _unchanged(weights.name, "the adapter it started from")
 
 
 def finish_model(saved: Path, base: Path) -> Path:
-    """Return the folder of a model whose weights were all trained, when they are finite and not the base's. Raises ModelError."""
-    import torch
-    from safetensors import safe_open
-
-    before = {name: path for path in base.glob("*.safetensors") for name in _names(path)}
-    changed, files = False, sorted(saved.glob("*.safetensors"))
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
-                value = tensors.get_tensor(name)
-                if not bool(torch.isfinite(value).all()):
-                    raise ModelError(
-                        f"expected finite weights, found some of {name} that are not. Next: lower learning_rate."
-                    )
-                if not changed and name in before:
-                    with safe_open(before[name], framework="pt") as old:
-                        changed = not torch.equal(value.float(), old.get_tensor(name).float())
-    if not files or not changed:
-        raise ModelError(
-            f"expected trained weights in {saved.name}, found {'those of the base model' if files else 'none'}. "
-            "Next: raise learning_rate, or see why no step was taken."
-        )
+    """Check a whole trained model against its base, take paths of this machine out, and return its folder. Raises ModelError."""
+    check_model(saved, base)
+    path = saved / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return saved
 
 
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
+def check_model(saved: Path, base: Path) -> None:
+    """Prove that a model is whole and finite, and differs from its base. One matrix at a time is in memory. Raises ModelError."""
+    import torch
 
-    with safe_open(path, framework="pt") as tensors:
-        return list(tensors.keys())
+    with ExitStack() as stack:
+        found, known = _Weights(saved, stack), _Weights(base, stack)
+        tied = {"lm_head.weight"} if _is_tied(base) else set()
+        if missing := sorted((known.names() ^ found.names()) - tied):
+            raise ModelError(
+                f"expected the matrices of the base model after the training, found {len(missing)} on one side only "
+                f"({', '.join(missing[:3])}). Next: see the log of the ranks."
+            )
+        changed = False
+        for name in sorted(found.names() & known.names()):
+            now, before = found.get(name), known.get(name)
+            if now.shape != before.shape or not bool(torch.isfinite(now).all()):
+                raise ModelError(
+                    f"expected finite weights of shape {tuple(before.shape)} in {name}, found shape {tuple(now.shape)}, or "
+                    "some that are not finite. Next: lower learning_rate in the recipe, and look at the training data."
+                )
+            changed = changed or not torch.equal(now, before.to(now.dtype))
+    if not changed:
+        raise _unchanged("model", "its base model")
+
+
+class _Weights:
+    """The matrices of a model's folder, in however many files, read one at a time."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        from safetensors import safe_open
+
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(
+                f"expected safetensors weights in {folder.name}, found none. Next: see the log of the ranks."
+            )
+        opened = [stack.enter_context(safe_open(path, framework="pt")) for path in files]
+        self._owner: dict[str, Any] = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+    def names(self) -> set[str]:
+        return set(self._owner)
+
+    def get(self, name: str) -> "torch.Tensor":
+        found: torch.Tensor = self._owner[name].get_tensor(name)
+        return found
+
+
+def _is_tied(folder: Path) -> bool:
+    return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"))
+
+
+def _differs(one: "dict[str, torch.Tensor]", other: "dict[str, torch.Tensor]") -> bool:
+    import torch
+
+    return one.keys() != other.keys() or any(
+        not torch.equal(one[name], other[name].to(one[name].dtype)) for name in one
+    )
+
+
+def _unchanged(name: str, start: str) -> ModelError:
+    return ModelError(
+        f"expected trained weights in {name}, found those of {start}. "
+        "Next: raise learning_rate, or see why no step was taken."
+    )

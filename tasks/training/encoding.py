@@ -1,6 +1,7 @@
 """Examples as token ids, with the loss on answers only, and batches of similar lengths.
 
-Reads rows with `messages` and a tokenizer; writes nothing. Training and evaluation both encode here, so
+Reads rows and a tokenizer; writes nothing. A row has `messages` (and for preferences the `rejected` answer to
+the same conversation), or a `text` whose every token is learned. Training and evaluation both encode here, so
 that they measure the same tokens. What does not fit is cut off the end and counted, never hidden. Fails
 with `DataError` for an example that has no answer left, and with `ModelError` for a chat template that
 does not keep the conversation before an answer as a prefix.
@@ -28,7 +29,15 @@ class Encoded:
     @property
     def answer_tokens(self) -> int:
         """How many tokens the loss is about."""
-        return sum(label != IGNORED for label in self.labels)
+        return sum(label != IGNORED for label in self.labels[1:])  # nothing predicts the first token
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: the better and the worse answer to the same conversation."""
+
+    chosen: Encoded
+    rejected: Encoded
 
 
 def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], system_prompt: str, max_tokens: int) -> list[Encoded]:
@@ -36,7 +45,41 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], system_prompt: str, m
     return [_encode_row(tokenizer, row, system_prompt, max_tokens) for row in rows]
 
 
+def encode_pairs(tokenizer: Any, rows: Sequence[dict[str, Any]], system_prompt: str, max_tokens: int) -> list[Pair]:
+    """Return preferences encoded. Raises DataError, ModelError."""
+    pairs = []
+    for row, chosen in zip(rows, encode(tokenizer, rows, system_prompt, max_tokens), strict=True):
+        if not row.get("rejected") or not row.get("messages"):
+            raise DataError(
+                f"expected messages and a rejected answer in row {row['id']} for method dpo, found "
+                f"{sorted(key for key, value in row.items() if value)}. Next: train it with a recipe of method sft."
+            )
+        worse = row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["rejected"]}]}
+        (rejected,) = encode(tokenizer, [worse], system_prompt, max_tokens)
+        if chosen.input_ids == rejected.input_ids:
+            raise DataError(
+                f"expected answers that differ within the first {max_tokens} tokens of row {row['id']}, found the same. "
+                "Next: raise data.max_tokens in the recipe, or remove that row."
+            )
+        pairs.append(Pair(chosen, rejected))
+    return pairs
+
+
+def _encode_text(tokenizer: Any, row: dict[str, Any], max_tokens: int) -> Encoded:
+    ids = list(tokenizer(row["text"])["input_ids"])
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)  # a model learns where a text ends, too
+    kept = ids[:max_tokens]
+    if len(kept) < 2:
+        raise DataError(
+            f"expected a text of at least two tokens in row {row['id']}, found {len(kept)}. Next: remove that row."
+        )
+    return Encoded(str(row["id"]), kept, kept, len(ids) > max_tokens)
+
+
 def _encode_row(tokenizer: Any, row: dict[str, Any], system_prompt: str, max_tokens: int) -> Encoded:
+    if row.get("text") is not None:
+        return _encode_text(tokenizer, row, max_tokens)
     messages = list(row["messages"])
     if messages[0]["role"] != "system":
         # An empty system message too: without one, some templates add a greeting of their own.

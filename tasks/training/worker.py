@@ -1,9 +1,9 @@
 """One rank of a training. Started by DeepSpeed's launcher, which `tasks.training.launch` starts; never by hand.
 
-Reads `job.json` (what to train), `train.jsonl` (frozen rows) and the base model's folder. Writes, all in the
-job's folder on the local disk: `events.rankN.jsonl` (a line a step, a line a checkpoint; the parent reads
-them while they grow), `checkpoint-N/`, `adapter/`, and last `done.rankN.json`, without which the rank did
-not end well, whatever its exit code. When a file `stop` appears, all ranks save a checkpoint after the step
+Reads `job.json` (what to train), `train.jsonl` and `validation.jsonl` (frozen rows) and the base model's folder.
+Writes, all in the job's folder on the local disk: what `tasks.training.control` says, `adapter/` (`model/` when all
+weights are trained; the best ones where there is a validation loss), and last `done.rankN.json`, without which the
+rank did not end well, whatever its exit code. When a file `stop` appears, all ranks save a checkpoint after the step
 they are in, and end. Needs no credentials and speaks to no server. Fails with any exception: the launcher
 then ends the other ranks.
 """
@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.training.encoding import Encoded, encode, pad_id, training_order
+from tasks.training.batches import Reading, read
+from tasks.training.encoding import pad_id
 from tasks.training.launcher import leave_out_unused
 from tasks.training.recipes import Recipe
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
+
+    from tasks.training.answers import AnswerTrainer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,14 +41,15 @@ def main(arguments: list[str]) -> int:
     recipe = Recipe.model_validate(job["recipe"])
     if recipe.distribution.accelerator == "cpu":
         skip_compiled_communication()
-    trainer, facts = build(folder, job, recipe, world)
+    trainer, reading = build(folder, job, recipe, world)
     from tasks.training.control import Control
 
-    callback = Control(folder, recipe, rank, world, speed_facts(trainer, recipe, facts))
+    save_best = trainer.save_weights if reading.validation else None
+    callback = Control(folder, recipe, rank, world, speed_facts(trainer, recipe, reading), save_best)
     trainer.add_callback(callback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=job["resume"])
-    facts |= {
+    facts = reading.counts | {
         "outcome": callback.outcome,
         "reason": callback.reason,
         "rank": rank,
@@ -55,49 +59,52 @@ def main(arguments: list[str]) -> int:
         "train_seconds": round(time.monotonic() - started, 3),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    if facts["outcome"] in {"complete", "early_stop"}:
-        facts["first_rows_loss"] = first_rows_loss(trainer, recipe.optimisation.rows_per_step, rank, world)
-        if rank == 0:
-            trainer.save_model(str(folder / "adapter"))
+    if callback.outcome in {"complete", "early_stop"}:
+        # Steps hold different rows, so the last step's loss says little beside the first one's; these are the same rows.
+        first_rows = reading.items[: recipe.optimisation.rows_per_step]
+        facts["first_rows_loss"] = round(trainer.mean_loss(first_rows), 6)
+        keep_result(trainer, recipe, folder, callback.best)
     _write(folder / f"done.rank{rank}.json", facts)
     return 0
 
 
-def speed_facts(trainer: "Trainer", recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
+def keep_result(trainer: "AnswerTrainer", recipe: Recipe, folder: Path, best: Path | None) -> None:
+    """Put the result in its place: the best weights where the validation loss named them, else the last."""
+    place = folder / ("model" if recipe.tuning == "full" else "adapter")
+    if best is None:
+        trainer.save_weights(place)
+    elif trainer.args.should_save:
+        best.rename(place)
+    if recipe.tuning == "full" and trainer.args.should_save:
+        trainer.processing_class.save_pretrained(place)
+
+
+def speed_facts(trainer: "AnswerTrainer", recipe: Recipe, reading: Reading) -> dict[str, Any]:
     """Return what `Control` needs to tell how fast the training is, and how much of the machine it uses."""
-    from tasks.training import flops
-
-    config = trainer.model.config
-    # Under ZeRO-3 a parameter is empty here, and knows its size.
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    mean = facts["tokens"] / max(1, len(trainer.train_dataset))
-    frozen = recipe.tuning != "full"
-    return {
-        "step_tokens": facts.pop("step_tokens"),
-        "flops_per_token": flops.per_token(parameters, config.num_hidden_layers, config.hidden_size, mean, frozen),
-        "peak_flops": flops.peak(trainer.args.device, next(trainer.model.parameters()).dtype),
-    }
-
-
-def first_rows_loss(trainer: "Trainer", rows_per_step: int, rank: int, world: int) -> float:
-    """Return the trained model's loss on the rows of the first step, over all ranks.
-
-    Steps hold different rows, so the last step's loss says little beside the first one's; on the same rows they
-    can be compared.
-    """
     import torch
 
-    from tasks.training.answers import answer_losses
+    from tasks.training import flops
 
-    rows = [trainer.train_dataset[row] for row in range(rank, rows_per_step, world)]
-    batch = {name: tensor.to(trainer.args.device) for name, tensor in trainer.data_collator(rows).items()}
-    model = trainer.model_wrapped  # DeepSpeed's engine: under ZeRO-3 only it can gather the weights
-    model.eval()
-    with torch.no_grad():
-        losses, _rows, _logits = answer_losses(model, batch)
-    total = torch.tensor([losses.sum().item(), float(losses.numel())], device=trainer.args.device)
-    torch.distributed.all_reduce(total)
-    return round(float(total[0] / total[1]), 6)
+    found, counts = flops.shape(trainer.model.config), reading.counts
+    # The output layer is computed for answers only; `last_layers` end the way back early; dpo runs a reference too.
+    weights = found.block_parameters + found.head_parameters * counts["answer_tokens"] / counts["tokens"]
+    last = recipe.lora.last_layers if recipe.lora else None
+    work = flops.per_token(
+        weights,
+        found.blocks,
+        found.width,
+        reading.context,
+        frozen_base=recipe.tuning != "full",
+        reached=min(1.0, last / found.blocks) if last else 1.0,
+    )
+    if recipe.method == "dpo":
+        work += 2 * weights + 2 * found.blocks * found.width * reading.context
+    dtype = torch.float32 if recipe.distribution.accelerator == "cpu" else torch.bfloat16
+    return {
+        "step_tokens": reading.step_tokens,
+        "flops_per_token": work,
+        "peak_flops": flops.peak(trainer.args.device, dtype),
+    }
 
 
 def skip_compiled_communication() -> None:
@@ -111,37 +118,48 @@ def skip_compiled_communication() -> None:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[Trainer, dict[str, Any]]":
-    """Return the trainer, and counts of what it will read."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+def build(folder: Path, job: dict[str, Any], recipe: Recipe, world: int) -> "tuple[AnswerTrainer, Reading]":
+    """Return the trainer, and what it will read."""
+    from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging as transformers_logging
 
-    from tasks.training.answers import AnswerTrainer, Collator
+    from tasks.training.answers import AnswerTrainer
+    from tasks.training.loading import attention, fused_kernels, load_model
+    from tasks.training.preference_loss import PreferenceTrainer
 
     transformers_logging.disable_progress_bar()
-    how = recipe.optimisation
-    set_seed(how.seed)
+    set_seed(recipe.optimisation.seed)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    with (folder / "train.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
-    order = training_order([len(example.input_ids) for example in examples], how.rows_per_step, how.epochs, how.seed)
-    settings = trainer_settings(folder, recipe, job, len(order) // how.rows_per_step, recipe.accumulation(world))
-    dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
-    if how.gradient_checkpointing:
-        model.enable_input_require_grads()
-    trainer = AnswerTrainer(
-        model=get_peft_model(model, _lora(recipe, model.config.num_hidden_layers)),
-        args=settings,
-        train_dataset=[examples[row] for row in order],
-        data_collator=Collator(pad_id(tokenizer)),
-    )
-    return trainer, _counts(examples, order, how.rows_per_batch) | {
-        "step_tokens": _step_tokens(examples, order, how.rows_per_step)
+    reading = read(folder, tokenizer, recipe)
+    # Before the model is loaded: while these stand, Transformers cuts weights into parts as ZeRO-3 wants them.
+    settings = trainer_settings(folder, recipe, job, reading.steps, recipe.accumulation(world))
+    model = load_model(job["model"], job["adapter"], recipe, job["deepspeed"]["zero_optimization"]["stage"])
+    if settings.process_index == 0:
+        kernels = "liger" if fused_kernels(recipe) else "none"
+        print(f"attention={attention(recipe)} fused_kernels={kernels} method={recipe.method} tuning={recipe.tuning}")
+    named: dict[str, Any] = {
+        "model": model,
+        "args": settings,
+        "train_dataset": reading.items,
+        "data_collator": collator(recipe, pad_id(tokenizer)),
+        "processing_class": tokenizer,
+        "validation": reading.validation,
     }
+    if recipe.optimisation.beta is not None:
+        return PreferenceTrainer(beta=recipe.optimisation.beta, **named), reading
+    return AnswerTrainer(**named), reading
+
+
+def collator(recipe: Recipe, fill: int) -> Any:
+    """Return what makes batches of the recipe's items."""
+    from tasks.training import answers, packing, preference_loss
+    from tasks.training.loading import attention
+
+    if recipe.method == "dpo":
+        return preference_loss.PairCollator(fill)
+    if recipe.optimisation.packing:
+        return packing.Collator(fill, flat=attention(recipe) == "flash_attention_2")
+    return answers.Collator(fill)
 
 
 def trainer_settings(
@@ -150,6 +168,9 @@ def trainer_settings(
     """Return the recipe as the trainer's arguments, for `steps` steps of `accumulation` batches on each rank."""
     from transformers import TrainingArguments
 
+    from tasks.training.loading import fused_kernels, reentrant
+
+    stage = job["deepspeed"]["zero_optimization"]["stage"]
     how, cpu = recipe.optimisation, recipe.distribution.accelerator == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
@@ -162,8 +183,12 @@ def trainer_settings(
         warmup_steps=-(-int(how.warmup_share * 1000 * steps) // 1000),
         weight_decay=how.weight_decay,
         max_grad_norm=how.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch" if cpu else "adamw_torch_fused",
         gradient_checkpointing=how.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant(stage)},
+        use_liger_kernel=fused_kernels(recipe),
+        # Our loss makes logits for answers only, and takes them as they are.
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": False},
         bf16=how.precision == "bf16",
         seed=how.seed,
         deepspeed=job["deepspeed"],
@@ -179,39 +204,6 @@ def trainer_settings(
         report_to=[],
         disable_tqdm=True,
     )
-
-
-def _lora(recipe: Recipe, blocks: int) -> Any:
-    from peft import LoraConfig
-
-    assert recipe.lora is not None
-    last = recipe.lora.last_layers
-    return LoraConfig(
-        r=recipe.lora.rank,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=list(recipe.lora.targets),
-        layers_to_transform=list(range(max(0, blocks - last), blocks)) if last else None,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _step_tokens(examples: list[Encoded], order: list[int], rows_per_step: int) -> list[int]:
-    lengths = [len(examples[row].input_ids) for row in order]
-    return [sum(lengths[start : start + rows_per_step]) for start in range(0, len(lengths), rows_per_step)]
-
-
-def _counts(examples: list[Encoded], order: list[int], rows_per_batch: int) -> dict[str, int | float]:
-    """Return what the training reads in all: `padded_tokens` is the work done, `tokens` the useful part of it."""
-    lengths = [len(examples[row].input_ids) for row in order]
-    batches = [lengths[start : start + rows_per_batch] for start in range(0, len(lengths), rows_per_batch)]
-    return {
-        "rows": len(examples),
-        "truncated": sum(example.truncated for example in examples),
-        "tokens": sum(lengths),
-        "padded_tokens": sum(max(batch) * len(batch) for batch in batches),
-        "answer_tokens": sum(examples[row].answer_tokens for row in order),
-    }
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from tasks.training.recipes import RECIPES, Recipe, deepspeed_config, load_recip
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_holds(name: str) -> None:
     recipe = load_recipe(name)
-    assert deepspeed_config(recipe)["zero_optimization"]["stage"] == 2
+    assert f"zero{deepspeed_config(recipe)['zero_optimization']['stage']}" in recipe.distribution.deepspeed
     first, second = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:2]
     assert first.startswith("# ")
     assert second.endswith(f"--recipe {name}"), "the header says how to run it"
