@@ -2,15 +2,18 @@
 
 **What it does**
 
-Builds a dataset from the examples and accepted corrections, freezes it by its digest, fine-tunes the base model
-with DeepSpeed, scores base, candidate and champion on the same held-out rows, and lets a gate decide. A passed
-candidate is registered in MLflow. The same inputs again train 0 steps and say so.
+Builds a dataset from curated examples, accepted feedback and the corpus (mixed by the recipe), freezes it by its digest,
+reports its tokens and what the training will cost before a GPU is asked for, fine-tunes the base model with DeepSpeed, scores
+base, candidate and champion on the same held-out rows, and lets a gate decide. A passed candidate is registered in
+MLflow. The same inputs again train 0 steps and say so.
 
 **Parameters**
 
 - `recipe`: the training recipe (a file of `tasks/training/recipes/`); empty takes `MILLRACE_RECIPE`.
 - `examples`: another source of training examples; empty takes `MILLRACE_EXAMPLES`.
-- `gpus`: GPUs of the training pod (the process launcher uses what the machine has).
+- `gpus`: GPUs of each training pod (the process launcher uses what the machine has).
+- `nodes`: training pods, as many as `distribution.nodes` of the recipe says (launcher kubernetes).
+- `adapter`: an adapter in S3 to start from, for example the champion's before a `dpo_lora`; empty starts from the base model.
 - `decision`: the drift decision that asked for this run (set by `watch_drift`).
 
 **Assets in and out**
@@ -22,8 +25,9 @@ In: none (by hand, or started by `watch_drift`). Out: `candidate_model`, only fo
 
 A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in
 the XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: too many bad rows, or training
-rows that occur among held-out rows or golden questions), a misspelt recipe, or a missing model. A training that was
-stopped is tried again and resumes from its newest checkpoint.
+rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many rows cut
+short, a recipe that does not fit the model or the GPUs), and for a loss that goes wrong. A training that was stopped (spot
+notice, eviction, lost node) is tried again and goes on from its newest checkpoint, also on another number of GPUs.
 """
 
 from datetime import timedelta
@@ -53,7 +57,15 @@ from millrace_stage import stage
             description="docstrings:stdlib, a .jsonl file, or s3://bucket/file.jsonl. Empty: MILLRACE_EXAMPLES.",
         ),
         "gpus": Param(
-            1, type="integer", minimum=1, maximum=8, title="GPUs", section="Compute", description="Of the training pod."
+            1, type="integer", minimum=1, maximum=8, title="GPUs", section="Compute", description="Of each pod."
+        ),
+        "nodes": Param(
+            1, type="integer", minimum=1, maximum=64, title="Nodes", section="Compute",
+            description="Training pods; distribution.nodes of the recipe.",
+        ),
+        "adapter": Param(
+            None, type=["null", "string"], title="Start from the adapter", section="Training",
+            description="s3://bucket/folder of an adapter of the same base model. Empty: start from the base model.",
         ),
         "decision": Param(
             None, type=["null", "string"], title="Drift decision", section="Origin", description="Set by watch_drift."
@@ -64,12 +76,15 @@ def fine_tune():
     recipe = "{{ params.recipe }}"
     built = stage("build_dataset", examples="{{ params.examples }}", recipe=recipe, decision="{{ params.decision }}")
     validated = stage("validate_dataset")
-    trained = stage("train", recipe=recipe, gpus="{{ params.gpus }}", retries=4, timeout=timedelta(hours=48))
+    what = {"recipe": recipe, "adapter": "{{ params.adapter }}"}
+    gpus, nodes = "{{ params.gpus }}", "{{ params.nodes }}"
+    planned = stage("plan_training", gpus_per_node=gpus, **what)
+    trained = stage("train", gpus=gpus, nodes=nodes, retries=4, timeout=timedelta(hours=48), **what)
     evaluated = stage("evaluate", gpus=1, timeout=timedelta(hours=6))
     gated = stage("gate", on_refusal="skip")
     # Dangerous edge: registering makes the model a candidate for release. No path leads here around the gate.
     registered = stage("register", outlets=[CANDIDATE_MODEL])
-    chain(built, validated, trained, evaluated, gated, registered)
+    chain(built, validated, planned, trained, evaluated, gated, registered)
 
 
 fine_tune()

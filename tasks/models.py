@@ -17,9 +17,9 @@ import hashlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tasks.errors import ModelError, ServiceUnavailable
 from tasks.storage import Storage, file_digest
@@ -67,11 +67,14 @@ def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None)
         return fetch(reference, cache, storage) if source.suffix == ".gguf" else _require_config(source, reference)
     if reference.startswith("s3://"):
         store = storage or Storage()
+        listing = list(store.list(reference.rstrip("/") + "/"))
         small = [
             (uri, size, etag)
-            for uri, size, etag in store.list(reference.rstrip("/") + "/")
+            for uri, size, etag in listing
             if not uri.lower().endswith(_WEIGHTS) and size <= _LARGEST_SMALL_FILE
         ]
+        if not any(uri.endswith(".safetensors") for uri, _size, _etag in listing):
+            raise _no_weights(reference)
         return _require_config(_downloaded(store, reference, cache, small), reference)
     if match := _HUB.match(reference):
         return _require_config(_snapshot(reference, match, cache, _SMALL_FILES), reference)
@@ -102,6 +105,13 @@ def _snapshot(reference: str, match: re.Match[str], cache: Path, patterns: list[
     return Path(path)
 
 
+def _no_weights(reference: str) -> ModelError:
+    return ModelError(
+        f"expected safetensors weights in the model folder of {reference}, found none (pickled weights are not loaded). "
+        "Next: convert the model with save_pretrained(safe_serialization=True)."
+    )
+
+
 def _no_reference(reference: str) -> ModelError:
     hint = " A hub model must be pinned to a commit." if reference.startswith("hub:") else ""
     return ModelError(f"expected a model reference ({_FORMS}), found {reference!r}.{hint} Next: correct the setting.")
@@ -111,18 +121,20 @@ def revision(reference: str, folder: Path) -> str:
     """Return what pins the model's bytes: the hub commit, or a digest of the weight files' digests."""
     if match := _HUB.match(reference):
         return match["revision"]
-    weights = sorted(folder.rglob("*.safetensors"))
-    return hashlib.sha256("".join(file_digest(path) for path in weights).encode()).hexdigest()
+    return revision_of({str(path.relative_to(folder)): file_digest(path) for path in folder.rglob("*.safetensors")})
+
+
+def revision_of(digests: Mapping[str, str]) -> str:
+    """Return what pins the weights of a folder, from the SHA-256 of its files by name; only weight files count."""
+    weights = sorted((name for name in digests if name.endswith(".safetensors")), key=PurePosixPath)
+    return hashlib.sha256("".join(digests[name] for name in weights).encode()).hexdigest()
 
 
 def require_weights(folder: Path, reference: str) -> Path:
     """Return `folder` if it holds a configuration and safetensors weights. Raises ModelError."""
     _require_config(folder, reference)
     if not any(folder.rglob("*.safetensors")):
-        raise ModelError(
-            f"expected safetensors weights in the model folder of {reference}, found none (pickled weights are not loaded). "
-            "Next: convert the model with save_pretrained(safe_serialization=True)."
-        )
+        raise _no_weights(reference)
     return folder
 
 

@@ -220,7 +220,7 @@ class Storage:
             )
         if manifest.status != "complete":
             raise ManifestError(
-                f"expected a complete stage at {uri}, found {manifest.status}: {manifest.reason}. Next: see its report."
+                f"expected a complete stage at {uri}, found {manifest.status}: {manifest.reason} (its report has more)"
             )
         for artifact in manifest.outputs.values():
             self.verify(artifact)

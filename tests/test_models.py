@@ -93,5 +93,8 @@ def test_a_folder_in_s3_comes_down_once(stack: Any, tmp_path: Path, monkeypatch:
     assert models.fetch(reference, tmp_path / "cache", storage) == folder
     small = models.fetch_tokenizer(reference, tmp_path / "cache", storage)
     assert [path.name for path in small.iterdir()] == ["config.json"]
-    with pytest.raises(ModelError, match=r"expected config\.json"):
+    with pytest.raises(ModelError, match="expected safetensors weights"):
         models.fetch_tokenizer(f"{reference}/nothing", tmp_path / "cache", storage)
+    storage.put_bytes(f"{reference}-bare/model.safetensors", b"{}")
+    with pytest.raises(ModelError, match=r"expected config\.json"):
+        models.fetch_tokenizer(f"{reference}-bare", tmp_path / "cache", storage)

@@ -43,6 +43,11 @@ def gather(recipe: Recipe, settings: Settings) -> Team:
     nodes = recipe.distribution.nodes
     per_node = _ranks_here(recipe)
     if nodes == 1:
+        if settings.node_rank is not None:
+            raise RecipeError(
+                f"expected one machine for this recipe (distribution.nodes 1), found that this is node {settings.node_rank} of "
+                "several. Next: start fine_tune with nodes 1, or raise distribution.nodes in the recipe."
+            )
         team = Team(per_node)
     else:
         if settings.node_rank is None or settings.master_address is None or settings.node_rank >= nodes:

@@ -60,6 +60,13 @@ def _plan(context: StageContext, options: Options) -> Plan:
         raise OptionError(
             f"expected --part {expected} on node {team.node}, found {context.part}. Next: correct the command."
         )
+    planned = context.inputs["plan_training"].options
+    for name in ("recipe", "base_model", "adapter"):
+        if planned[name].value != getattr(options, name):
+            raise ManifestError(
+                f"expected a plan for {name} {getattr(options, name)!r}, found one for {planned[name].value!r}. "
+                "Next: run plan_training with the same options."
+            )
     base = models.fetch(options.base_model, context.settings.cache_dir, context.storage)
     rows = {"train": context.input("validate_dataset", "train")}
     if "validation" in context.inputs["validate_dataset"].outputs:
@@ -122,4 +129,4 @@ def _gpus(plan: Plan) -> int:
     return plan.team.per_node if plan.recipe.distribution.accelerator == "cuda" else 0
 
 
-STAGE = Stage("train", Options, run, needs=("validate_dataset",), graceful=True)
+STAGE = Stage("train", Options, run, needs=("validate_dataset", "plan_training"), graceful=True)

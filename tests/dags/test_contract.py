@@ -30,7 +30,8 @@ EDGES = {
     },
     "fine_tune": {
         "build_dataset": ["validate_dataset"],
-        "validate_dataset": ["train"],
+        "validate_dataset": ["plan_training"],
+        "plan_training": ["train"],
         "train": ["evaluate"],
         "evaluate": ["gate"],
         "gate": ["register"],
@@ -57,6 +58,7 @@ OUTLETS = {
 # The gate of each edge that changes what users get: every path to the second task passes the first.
 GUARDS = [
     ("sync_knowledge", "check_index", "switch_index"),
+    ("fine_tune", "plan_training", "train"),
     ("fine_tune", "gate", "register"),
     ("promote_release", "propose", "promote"),
     ("promote_release", "approve", "promote"),

@@ -12,8 +12,12 @@ from typing import Any
 import psutil
 
 from tasks.contracts import Manifest
-from tasks.settings import REPOSITORY
+from tasks.registry import load_stage
+from tasks.settings import REPOSITORY, load_settings
+from tasks.stage import run_stage
 from tasks.storage import Storage
+
+TINY = "tests/training/tiny.yaml"  # smoke_cpu for the tiny model
 
 
 class Bench:
@@ -42,6 +46,15 @@ class Bench:
         assert process.returncode == expect, log[-3000:]
         return json.loads(out.splitlines()[-1]) if out.strip() else {"log": log}
 
+    def plan(self, run: str, **options: str) -> None:
+        """Run `plan_training` in this process: it is quick once its libraries are imported."""
+        run_stage(load_stage("plan_training"), load_settings(), run, None, options)
+
+    def train(self, run: str, expect: int = 0, **options: str) -> dict[str, Any]:
+        """Plan and train with the same options."""
+        self.plan(run, **options)
+        return self.run("train", run, expect, **options)
+
     def manifest(self, run: str, stage: str) -> Manifest:
         found = self.storage.read_manifest(f"{run}/{stage}/manifest.json")
         assert found is not None
@@ -65,7 +78,7 @@ def validate_new(bench: Bench, folder: Path) -> str:
     path = folder / "examples.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     run = bench.new_run()
-    bench.run("build_dataset", run, examples=str(path), recipe="smoke_cpu")
+    bench.run("build_dataset", run, examples=str(path), recipe=TINY)
     bench.run("validate_dataset", run)
     return run
 

@@ -9,18 +9,18 @@ import pytest
 
 from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
-from tasks.evaluation.evaluate import adapter_files
-from tests.training.bench import Bench, validate_new, wait_for_rank
+from tasks.training.adapters import files_of
+from tests.training.bench import TINY, Bench, validate_new, wait_for_rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-STAGES = ("build_dataset", "validate_dataset", "train", "evaluate", "gate")
+STAGES = ("build_dataset", "validate_dataset", "plan_training", "train", "evaluate", "gate")
 
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run folder whose candidate, of the tiny model, is trained and evaluated. Tests leave it as it was."""
     run = validate_new(bench, tmp_path_factory.mktemp("trained"))
-    bench.run("train", run, recipe="smoke_cpu", base_model=tiny)
+    bench.train(run, recipe=TINY, base_model=tiny)
     bench.run("evaluate", run)
     return run
 
@@ -39,7 +39,7 @@ def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -
     run, again = bench.new_run(), bench.new_run()
     results = {}
     for stage in STAGES:
-        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "train"} else {}
+        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "plan_training", "train"} else {}
         results[stage] = bench.run(stage, run, **options)
     train = results["train"]
     assert train["counts"]["steps"] == 3
@@ -48,7 +48,7 @@ def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -
     assert results["evaluate"]["metrics"]["difference_high"] < 0
     assert results["evaluate"]["facts"]["output_changed"] is True
     assert results["gate"]["facts"]["verdict"] == "promote"
-    assert digest_of(adapter_files(bench.manifest(run, "train").outputs)) == train["facts"]["adapter_sha256"]
+    assert digest_of(files_of(bench.manifest(run, "train").outputs)) == train["facts"]["adapter_sha256"]
 
     import mlflow
 
@@ -57,8 +57,8 @@ def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -
     assert [point.step for point in history] == [1, 2, 3]
     assert client.get_run(train["facts"]["mlflow_run_id"]).info.status == "FINISHED"
 
-    for stage in STAGES[:3]:
-        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "train"} else {}
+    for stage in STAGES[:4]:
+        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "plan_training", "train"} else {}
         second = bench.run(stage, again, **options)
     assert second["counts"]["steps"] == 0
     assert second["facts"]["reused"] is True
@@ -66,7 +66,8 @@ def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -
 
 
 def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) -> None:
-    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    bench.plan(validated, recipe=TINY, base_model=tiny)
+    process = bench.start("train", validated, recipe=TINY, base_model=tiny)
     wait_for_rank(process, 1).kill()
     out, log = process.communicate()
     assert process.returncode == 75, log[-3000:]
@@ -77,14 +78,15 @@ def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) ->
 
 
 def test_after_sigterm_it_goes_on_from_its_checkpoint(bench: Bench, validated: str, tiny: str) -> None:
-    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    bench.plan(validated, recipe=TINY, base_model=tiny)
+    process = bench.start("train", validated, recipe=TINY, base_model=tiny)
     wait_for_rank(process, 1)
     process.send_signal(signal.SIGTERM)
     _out, log = process.communicate()
     assert process.returncode == 75, log[-3000:]
     assert "Preempted" in log
     assert "after step 1" in log
-    process = bench.start("train", validated, recipe="smoke_cpu", base_model=tiny)
+    process = bench.start("train", validated, recipe=TINY, base_model=tiny)
     _out, log = process.communicate()
     assert process.returncode == 0, log[-3000:]
     assert "going on from step 1" in log
@@ -97,7 +99,7 @@ def test_after_sigterm_it_goes_on_from_its_checkpoint(bench: Bench, validated: s
 def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str) -> None:
     first = bench.manifest(trained, "train")
     bench.storage.delete_prefix(first.outputs["adapter/adapter_model.safetensors"].uri)
-    second = bench.run("train", trained, recipe="smoke_cpu", base_model=tiny)
+    second = bench.train(trained, recipe=TINY, base_model=tiny)
     assert second["counts"]["steps"] == 3
     assert second["facts"]["adapter_sha256"] == first.facts["adapter_sha256"], "the same inputs, the same bytes"
 
@@ -105,8 +107,8 @@ def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str
 def test_a_model_without_weights_is_bad_input(bench: Bench, validated: str) -> None:
     reference = f"{bench.bucket}/tiny/{uuid.uuid4().hex}"
     bench.storage.put_bytes(f"{reference}/config.json", b"{}")
-    found = bench.run("train", validated, expect=2, recipe="smoke_cpu", base_model=reference)
-    assert "ModelError: expected safetensors weights" in found["log"]
+    found = bench.run("plan_training", validated, expect=2, recipe=TINY, base_model=reference)
+    assert "ModelError: expected safetensors weights" in found["log"], "before a GPU is asked for"
 
 
 Change = Callable[[Manifest], dict[str, Any]]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.training.recipes import RECIPES
-from tests.training.bench import Bench, validate_new
+from tasks.settings import repository_path
+from tests.training.bench import TINY, Bench, validate_new
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # Resumed on the same number of ranks a step computes the same numbers; on another one it adds them up in another order.
@@ -26,8 +26,8 @@ LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ["q_proj", "v_proj", 
 
 
 def recipe(folder: Path, **changes: dict[str, Any]) -> str:
-    """Write smoke_cpu with changes of its parts, and more steps. Returns its path."""
-    values: dict[str, Any] = yaml.safe_load((RECIPES / "smoke_cpu.yaml").read_text())
+    """Write the recipe of the tiny model with changes of its parts, and more steps. Returns its path."""
+    values: dict[str, Any] = yaml.safe_load(repository_path(TINY).read_text())
     values["optimisation"] |= {"rows_per_step": 4, "rows_per_batch": 1, "epochs": 5}
     for part, change in changes.items():
         values[part] |= change
@@ -51,7 +51,7 @@ def forget(bench: Bench) -> None:
 def copy_dataset(bench: Bench, run: str) -> str:
     """Return another run folder with the same dataset."""
     other = bench.new_run()
-    for stage in ("build_dataset", "validate_dataset", "plan_training"):
+    for stage in ("build_dataset", "validate_dataset"):
         for uri, _size, _etag in bench.storage.list(f"{run}/{stage}/"):
             body = bench.storage.get_bytes(uri)
             bench.storage.put_bytes(uri.replace(run, other), body.replace(run.encode(), other.encode()))
@@ -61,7 +61,7 @@ def copy_dataset(bench: Bench, run: str) -> str:
 def undisturbed(bench: Bench, run: str, **options: str) -> list[float]:
     """Return the losses of a training of the same dataset that nobody disturbs, and forget what it trained."""
     other = copy_dataset(bench, run)
-    bench.run("train", other, **options)
+    bench.train(other, **options)
     found = losses(bench, other)
     forget(bench)
     return found
@@ -69,6 +69,7 @@ def undisturbed(bench: Bench, run: str, **options: str) -> list[float]:
 
 def stop_when(bench: Bench, run: str, step: int, **options: str) -> str:
     """Start a training, send it SIGTERM once `step` is through, and return its log."""
+    bench.plan(run, **options)
     process = bench.start("train", run, **options)
     progress = f"{run}/train/progress.json"
     until = time.monotonic() + 240
@@ -103,7 +104,7 @@ def test_a_killed_training_has_the_curve_of_an_undisturbed_one(
     expected = undisturbed(bench, dataset, **options)
     run = copy_dataset(bench, dataset)
     stop_when(bench, run, 1, **options)
-    assert bench.run("train", run, **options)["counts"]["steps"] == STEPS
+    assert bench.train(run, **options)["counts"]["steps"] == STEPS
     assert losses(bench, run) == pytest.approx(expected, abs=SAME)
 
 
@@ -117,6 +118,7 @@ def test_it_goes_on_with_fewer_ranks_and_with_more(
     reached = json.loads(bench.storage.get_bytes(f"{run}/train/progress.json"))["done"]
     log = stop_when(bench, run, reached + 1, recipe=two, base_model=tiny)
     assert "was made by 4 ranks: it is converted for 2" in log
+    bench.plan(run, recipe=four, base_model=tiny)
     process = bench.start("train", run, recipe=four, base_model=tiny)
     _out, log = process.communicate()
     assert process.returncode == 0, log[-3000:]
@@ -132,6 +134,7 @@ def test_two_nodes_train_as_one_machine_does(
     forget(bench)
     path = recipe(tmp_path, lora=LORA, checkpoints={"every_steps": 10}, distribution={"ranks": 1, "nodes": 2})
     run = copy_dataset(bench, dataset)
+    bench.plan(run, recipe=path, base_model=tiny)
     processes = [start_node(bench, run, node, recipe=path, base_model=tiny) for node in (0, 1)]
     logs = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], logs
@@ -161,7 +164,7 @@ def test_a_loss_that_goes_wrong_ends_the_training_for_good(
     forget(bench)
     run = copy_dataset(bench, dataset)
     path = recipe(tmp_path, optimisation={"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_share": 0.0})
-    found = bench.run("train", run, expect=2, recipe=path, base_model=tiny)
+    found = bench.train(run, expect=2, recipe=path, base_model=tiny)
     assert "TrainingDiverged: expected the loss to stay finite" in found["log"]
     assert bench.storage.read_manifest(f"{run}/train/manifest.json") is None
     assert not any("/adapter/" in uri for uri, _, _ in bench.storage.list(f"{bench.bucket}/models/"))
