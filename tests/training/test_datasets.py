@@ -309,9 +309,10 @@ def test_models_that_do_not_fit_end_the_plan_with_exit_code_2(
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
+    for uri, _size, _etag in bench.storage.list(f"{tiny}/"):
+        bench.storage.put_bytes(uri.replace(tiny, none), bench.storage.get_bytes(uri))
+    bench.storage.delete_prefix(f"{none}/chat_template")
     bench.storage.put_folder(none, tmp_path)
-    for uri, _size, _etag in bench.storage.list(f"{tiny}/config.json"):
-        bench.storage.put_bytes(f"{none}/config.json", bench.storage.get_bytes(uri))
     found = bench.run("plan_training", validated, expect=2, recipe="smoke_cpu", base_model=none)
     assert "ModelError: expected a tokenizer with a chat template" in found["log"]
     found = bench.run(
