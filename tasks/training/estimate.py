@@ -8,14 +8,12 @@ steps took; without one the work in floating-point operations is divided by what
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from tasks.contracts import Manifest, manifest_uri
 from tasks.database import connect
 from tasks.errors import ManifestError
 from tasks.stage import StageContext
 from tasks.training import flops
-from tasks.training.fit import Shapes
 from tasks.training.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -28,10 +26,10 @@ _AROUND_SECONDS = 120.0  # fetching the model, starting the ranks, saving; where
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed: tokens over all epochs, on so many ranks, and the context each token attends to."""
+    """What is to be computed: tokens over all epochs, on so many ranks, and the mean length of the row a token stands in."""
 
     tokens: int
-    mean_length: float
+    context_length: float
     world: int
 
 
@@ -54,7 +52,9 @@ class Earlier:
     around_seconds: float
 
 
-def estimate(context: StageContext, name: str, recipe: Recipe, base_model: str, shapes: Shapes, work: Work) -> Estimate:
+def estimate(
+    context: StageContext, name: str, recipe: Recipe, base_model: str, shape: flops.Shape, work: Work
+) -> Estimate:
     """Return time and cost of the work, by the newest finished training like it, else by its operations."""
     settings, cuda = context.settings, recipe.distribution.accelerator == "cuda"
     found = earlier(context, name, base_model)
@@ -63,7 +63,7 @@ def estimate(context: StageContext, name: str, recipe: Recipe, base_model: str, 
         basis = f"{found.tokens_per_second:,.0f} tokens/s a rank in {found.run}"
     else:
         rate = settings.gpu_tflops if cuda else _CPU_TFLOPS
-        seconds = work.tokens * token_flops(shapes, recipe, work.mean_length) / (rate * 1e12 * work.world)
+        seconds = work.tokens * token_flops(shape, recipe, work.context_length) / (rate * 1e12 * work.world)
         seconds += _AROUND_SECONDS
         said = "MILLRACE_GPU_TFLOPS" if cuda else "assumed of a CPU rank"
         basis = f"floating-point operations at {rate:g} TFLOP/s a rank ({said}); no earlier training tells"
@@ -91,19 +91,19 @@ def earlier(context: StageContext, recipe: str, base_model: str) -> Earlier | No
     return None
 
 
-def token_flops(shapes: Shapes, recipe: Recipe, mean_length: float) -> float:
-    """Return the floating-point operations that one token of training takes; method dpo runs the reference model too."""
-    weights = matmul_weights(shapes)
-    blocks, width = _blocks_and_width(shapes)
-    reference = 2.0 * weights if recipe.method == "dpo" else 0.0
-    return flops.per_token(weights, blocks, width, mean_length, recipe.tuning != "full") + reference
+def token_flops(shape: flops.Shape, recipe: Recipe, context_length: float) -> float:
+    """Return the floating-point operations that one token of training takes; method dpo runs the reference model too.
 
-
-def matmul_weights(shapes: Shapes) -> int:
-    """Return how many weights a token is multiplied with: all matrices, the table of input embeddings only where it is tied."""
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) >= 2}
-    tied = not any(name.startswith("lm_head.") for name in matrices)
-    return sum(_size(shape) for name, shape in matrices.items() if tied or "embed_tokens" not in name)
+    As the worker counts them, but with an output for every token, not for answers only: an upper bound.
+    """
+    weights = shape.block_parameters + shape.head_parameters
+    last = recipe.lora.last_layers if recipe.lora else None
+    reached = min(1.0, last / shape.blocks) if last else 1.0
+    frozen = recipe.tuning != "full"
+    work = flops.per_token(weights, shape.blocks, shape.width, context_length, frozen_base=frozen, reached=reached)
+    if recipe.method == "dpo":
+        work += 2 * weights + 2 * shape.blocks * shape.width * context_length
+    return work
 
 
 def _told(manifest: Manifest, recipe: str, base_model: str) -> Earlier | None:
@@ -113,17 +113,3 @@ def _told(manifest: Manifest, recipe: str, base_model: str) -> Earlier | None:
         return None
     around = max(0.0, metrics.get("stage_seconds", 0.0) - metrics.get("train_seconds", 0.0))
     return Earlier(manifest.run, speed / ranks, around)
-
-
-def _blocks_and_width(shapes: Shapes) -> tuple[int, int]:
-    """Return the number of blocks and the width of the model, from the names of its weights."""
-    blocks = {part for name in shapes for part in name.split(".") if part.isdigit()}
-    width = next((shape[-1] for name, shape in shapes.items() if "embed_tokens" in name or "wte" in name), 0)
-    return len(blocks), int(width)
-
-
-def _size(shape: tuple[Any, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= int(side)
-    return size

@@ -31,9 +31,10 @@ def nearest_earlier(texts: Sequence[str], near: float = NEAR) -> dict[int, int]:
     Two sets with a Jaccard share of `near` have in common one of the rarest triples of each (prefix filter),
     so only those are looked up. Near texts are matched with kept ones only: a chain of small changes keeps its first.
     """
-    sets = [shingles(text) for text in texts]
+    numbers: dict[str, int] = {}  # each triple once: many texts share theirs, and numbers are small
+    sets = [frozenset(numbers.setdefault(item, len(numbers)) for item in shingles(text)) for text in texts]
     frequency = Counter(item for items in sets for item in items)
-    index: dict[str, list[int]] = defaultdict(list)
+    index: dict[int, list[int]] = defaultdict(list)
     found: dict[int, int] = {}
     for position, items in enumerate(sets):
         rare = sorted(items, key=lambda item: (frequency[item], item))

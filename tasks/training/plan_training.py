@@ -15,8 +15,8 @@ from typing import Any
 from tasks import models
 from tasks.errors import DataError
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
-from tasks.training import fit, packing
-from tasks.training.encoding import encode
+from tasks.training import fit, flops, packing
+from tasks.training.encoding import encode, encode_pairs
 from tasks.training.estimate import Estimate, Work, estimate
 from tasks.training.recipes import Recipe, load_recipe
 from tasks.training.rows import Row
@@ -38,7 +38,7 @@ class Options(StageOptions):
 
 @dataclass(frozen=True)
 class Report:
-    """What the training reads. `rows_in_all` are examples, or packs of them, that an epoch's steps take."""
+    """What the training reads. `tokens` are those of all epochs, after the cut; of a pair, both answers as the longer one."""
 
     rows: int
     min_tokens: int
@@ -70,8 +70,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     tokenizer = fit.load_tokenizer(folder, options.base_model, recipe)
     lengths, sides = _measure(context, tokenizer, recipe)
     report = make_report(lengths, recipe, world)
-    work = Work(report.tokens, report.tokens / recipe.optimisation.epochs / len(lengths), world)
-    figures = estimate(context, options.recipe, recipe, options.base_model, shapes, work)
+    work = Work(report.tokens, flops.context([min(length, recipe.data.max_tokens) for length in lengths]), world)
+    figures = estimate(context, options.recipe, recipe, options.base_model, flops.shape(config), work)
     for line in table(report, figures, recipe, sides):
         log.info("%s", line)
     plan = asdict(report) | {"sides": sides, "estimate": asdict(figures), "recipe": recipe.model_dump(mode="json")}
@@ -85,12 +85,14 @@ def ranks(recipe: Recipe, gpus_per_node: int) -> int:
 
 
 def measured(tokenizer: Any, rows: list[Row], recipe: Recipe) -> list[int]:
-    """Return the length in tokens of every row as it stands; a pair counts both its answers. Raises DataError, ModelError."""
-    whole = _lengths(tokenizer, rows, recipe)
+    """Return the length in tokens of every row before any cut; a pair is as long as its longer answer. Raises DataError, ModelError."""
     if recipe.method != "dpo":
-        return whole
-    worse = _lengths(tokenizer, [_with_rejected(row) for row in rows], recipe)
-    return [max(pair) for pair in zip(whole, worse, strict=True)]
+        return _lengths(tokenizer, rows, recipe)
+    pairs = encode_pairs(tokenizer, rows, recipe.data.system_prompt, _UNCUT)
+    longest = [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in pairs]
+    long = [row for row, length in zip(rows, longest, strict=True) if length > recipe.data.max_tokens]
+    encode_pairs(tokenizer, long, recipe.data.system_prompt, recipe.data.max_tokens)
+    return longest
 
 
 def make_report(lengths: list[int], recipe: Recipe, world: int) -> Report:
@@ -176,10 +178,6 @@ def _lengths(tokenizer: Any, rows: list[Row], recipe: Recipe) -> list[int]:
     # Those that are too long are encoded as training does it: a question that leaves no room for its answer is an error.
     encode(tokenizer, [row for row, length in zip(rows, lengths, strict=True) if length > limit], prompt, limit)
     return lengths
-
-
-def _with_rejected(row: Row) -> Row:
-    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["rejected"]}]}
 
 
 def _result(

@@ -29,8 +29,8 @@ def said(row: Row) -> list[str]:
     return [answer(row), *([str(row["rejected"])] if row.get("rejected") is not None else [])]
 
 
-def columns(row: Row) -> Row:
-    """Return what the rules of the suite look at; None where a rule has nothing to say about a row."""
+def columns(row: Row, method: str) -> Row:
+    """Return what the rules of the suite look at; None where a rule has nothing to say about a row of this method."""
     messages, text, rejected = row.get("messages"), row.get("text"), row.get("rejected")
     found = answer(row) if messages else None
     return {
@@ -45,7 +45,7 @@ def columns(row: Row) -> Row:
         "text": text,
         "text_words": None if text is None else len(str(text).split()),
         "rejected": rejected,
-        "rejected_words": None if rejected is None else len(str(rejected).split()),
+        "rejected_words": None if rejected is None and method != "dpo" else len(str(rejected or "").split()),
         "rejected_is_answer": None if rejected is None or found is None else same_words(str(rejected), found),
     }
 

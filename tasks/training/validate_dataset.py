@@ -36,11 +36,12 @@ class Options(StageOptions):
 def run(context: StageContext, options: Options) -> StageResult:
     """Reject bad rows with a reason, and freeze the rest by digest."""
     rows = list(context.storage.get_rows(context.input("build_dataset", "candidates")))
-    data = load_recipe(str(context.inputs["build_dataset"].options["recipe"].value)).data
+    recipe = load_recipe(str(context.inputs["build_dataset"].options["recipe"].value))
+    data = recipe.data
     require_apart(rows)
     candidates = len(_side(rows, "train"))
     rows, outcome = screened(rows)
-    rejected = broken_rows(rows)
+    rejected = broken_rows(rows, recipe.method)
     rejected |= overlaps([row for row in rows if row["id"] not in rejected], golden_questions(context))
     good = [row for row in rows if row["id"] not in rejected]
     kept = {side: sorted(_side(good, side), key=lambda row: str(row["id"])) for side in SIDES}
@@ -83,11 +84,11 @@ def require_apart(rows: Iterable[Row]) -> None:
         )
 
 
-def broken_rows(rows: list[Row]) -> dict[str, dict[str, str]]:
+def broken_rows(rows: list[Row], method: str = "sft") -> dict[str, dict[str, str]]:
     """Return by id the rules that rows break: those of the suite, then near copies of earlier rows on their side."""
     from tasks.validation import validate
 
-    report = validate(SUITE, [columns(row) for row in rows])
+    report = validate(SUITE, [columns(row, method) for row in rows])
     rejected = {row["id"]: broken for row, broken in zip(rows, report.rows, strict=True) if broken}
     for side in SIDES:
         good = _side([row for row in rows if row["id"] not in rejected], side)

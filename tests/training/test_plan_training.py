@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tasks.errors import DataError, ModelError, RecipeError
-from tasks.training import fit
-from tasks.training.estimate import Estimate, matmul_weights, token_flops
+from tasks.training import fit, flops
+from tasks.training.estimate import Estimate, token_flops
 from tasks.training.plan_training import make_report, measured, ranks, table
 from tasks.training.recipes import Recipe, load_recipe
 from tests.tiny_model import make_adapter, make_model, make_tokenizer, pair
@@ -69,6 +69,9 @@ def test_a_pair_is_as_long_as_its_longer_answer() -> None:
     dpo = SMOKE.model_copy(update={"method": "dpo"})
     rows = [pair("a", "What?", "Short one.") | {"rejected": "A much longer answer than that."}]
     assert measured(make_tokenizer(), rows, dpo)[0] == measured(make_tokenizer(), rows, SMOKE)[0] + 21
+    with pytest.raises(DataError, match="expected answers that differ within the first 64 tokens"):
+        measured(make_tokenizer(), [rows[0] | {"rejected": "Short one." * 9, "messages": [
+            {"role": "user", "content": "What?"}, {"role": "assistant", "content": "Short one." * 8}]}], dpo)  # fmt: skip
 
 
 def test_rows_longer_than_the_context_are_refused(model: Path) -> None:
@@ -133,14 +136,13 @@ def test_an_adapter_must_belong_to_base_model_and_recipe(model: Path, tmp_path: 
         fit.require_adapter(folder, "s3://b/adapter", "org/tiny", shapes, fits)
 
 
-def test_weights_and_operations(model: Path) -> None:
-    shapes = fit.base_shapes(fit.base_config(model, "tiny"), "tiny")
-    block = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
-    head = shapes["lm_head.weight"][0] * 32
-    assert matmul_weights(shapes) == 2 * block + head
-    assert token_flops(shapes, SMOKE, 50) == 4 * (2 * block + head) + 6 * 2 * 32 * 50
-    full = SMOKE.model_copy(update={"tuning": "full", "lora": None})
-    assert token_flops(shapes, full, 0) == 6 * (2 * block + head)
+def test_operations_are_counted_as_the_worker_counts_them() -> None:
+    shape, all_blocks = flops.Shape(1000, 100, 2, 8), recipe("lora", last_layers=None)
+    forward, backward = 2 * 1100 + 2 * 2 * 8 * 50, 2 * 1100 + 4 * 2 * 8 * 50
+    assert token_flops(shape, all_blocks, 50) == forward + backward
+    assert token_flops(shape, recipe("lora", last_layers=1), 50) == forward + backward / 2
+    assert token_flops(shape, all_blocks.model_copy(update={"tuning": "full"}), 50) == forward + backward + 2 * 1100
+    assert token_flops(shape, all_blocks.model_copy(update={"method": "dpo"}), 50) == 2 * forward + backward
 
 
 def test_ranks_of_a_node() -> None:

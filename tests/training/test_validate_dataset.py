@@ -1,6 +1,7 @@
 """The rules of training examples, each with the row that breaks it, and the overlap of the two sides."""
 
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_each_rule_finds_the_row_that_breaks_it(rule: str) -> None:
 @pytest.mark.parametrize("method", FINE)
 def test_rows_of_other_methods_are_fine(method: str) -> None:
     assert broken_rows([GOOD, FINE[method]]) == {}
+
+
+def test_a_preference_without_a_worse_answer_is_none() -> None:
+    assert broken_rows([GOOD], "dpo") == {"good": {"rejected_says_something": ANY}}
+    assert broken_rows([FINE["dpo"]], "dpo") == {}
 
 
 def test_no_rule_is_untested_or_without_a_line_in_the_readme() -> None:
