@@ -96,10 +96,17 @@ class Cluster:
     def _quota(self) -> Any:
         return self.core.read_namespaced_resource_quota(QUOTA, self.namespace)
 
-    def pods(self, run: str | None = None, **phase: str) -> list[Any]:
+    def pods(self, run: str | None = None) -> list[Any]:
         """Return the pods of the namespace, or of one DAG run."""
         found = self.core.list_namespaced_pod(self.namespace).items
         return [pod for pod in found if run is None or pod.metadata.labels.get("run_id") == run]
+
+    def jobs(self, run: str) -> list[Any]:
+        found = client.BatchV1Api(self.api).list_namespaced_job(self.namespace, label_selector=f"run_id={run}")
+        return list(found.items)
+
+    def services(self, run: str) -> list[Any]:
+        return list(self.core.list_namespaced_service(self.namespace, label_selector=f"run_id={run}").items)
 
     def running(self, run: str) -> Any:
         """Return the one pod of a run as soon as its container runs."""

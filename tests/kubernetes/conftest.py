@@ -85,5 +85,5 @@ def airflow(cluster: Any, stack: Any, tmp_path_factory: pytest.TempPathFactory) 
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(connection),
     }  # fmt: skip
     made = {name: value for name, value in environment(folder, dags, values).items() if name != "KUBECONFIG"}
-    with running(folder, made, dags=5) as client:
+    with running(folder, made, dags=6) as client:
         yield client

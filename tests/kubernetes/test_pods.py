@@ -57,8 +57,8 @@ class Run:
 @pytest.fixture
 def run(airflow: Airflow, cluster: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     def start(dag: str, name: str = "", **conf: Any) -> Run:
-        safe = "".join(letter for letter in request.node.name if letter.isalnum() or letter == "_")[-40:]
-        return Run(airflow, cluster, dag, f"{safe}_{int(time.time())}{name}", **conf)
+        # A run id that is a label of its pods as it stands: short, and letters at both ends.
+        return Run(airflow, cluster, dag, f"{request.node.name[-36:].strip('_')}-{int(time.time())}{name}", **conf)
 
     return start
 
@@ -151,7 +151,9 @@ def test_a_cleared_task_starts_anew_after_the_end_of_its_pod(run: Any) -> None:
     body = {"dry_run": False, "dag_run_id": tried.name, "task_ids": [TASK], "only_failed": False}
     tried.airflow.http.post(f"/dags/{tried.dag}/clearTaskInstances", json=body).raise_for_status()
     assert tried.finish(240) == "success"
-    assert pod.metadata.name not in tried.log(tried.task()["try_number"])
+    log = tried.log(tried.task()["try_number"])
+    assert f"it may be saving a checkpoint: {pod.metadata.name}" in log
+    assert "this try goes on with it" not in log
 
 
 def test_a_run_marked_failed_leaves_no_pod(run: Any) -> None:
@@ -182,3 +184,43 @@ def test_the_second_waits_for_the_quota_and_says_so(run: Any, cluster: Any) -> N
         assert "the quota is smaller than this pod" in third.log()
     finally:
         cluster.set_quota(16)
+
+
+def test_a_job_of_two_nodes_needs_the_manifest_of_each(run: Any, cluster: Any) -> None:
+    tried = run("several", seconds=8)
+    wait_for(lambda: len(cluster.pods(tried.name)) == 2, 60)
+    assert len(cluster.services(tried.name)) == 1
+    tried.says("[node ")
+    assert tried.finish() == "failed"
+    log = tried.log()
+    assert log.count("second 7 of 8") == 2
+    assert "the job ended: Completed (exit code 0)" in log
+    # Both pods were node 0 here: the proof of node 1 is missing, and so nothing is believed.
+    assert "part-node-1/manifest.json, found no manifest" in log
+    wait_for(lambda: not cluster.jobs(tried.name) and not cluster.services(tried.name), 30)
+
+
+def test_a_job_marked_failed_leaves_nothing(run: Any, cluster: Any) -> None:
+    tried = run("several", seconds=300)
+    tried.says("second 1 of")
+    tried.airflow.http.patch(f"/dags/several/dagRuns/{tried.name}", json={"state": "failed"}).raise_for_status()
+    assert tried.finish(60) == "failed"
+    wait_for(lambda: not cluster.jobs(tried.name) and not cluster.services(tried.name), 30)
+
+
+def test_a_lost_node_is_given_up_and_the_next_try_waits_for_another(run: Any, cluster: Any) -> None:
+    if not os.environ.get("TEST_NODE_COMMAND"):
+        pytest.skip("needs TEST_NODE_COMMAND, a command that takes `stop-node NAME` and `start-node NAME`")
+    tried = run("again", seconds=400)
+    tried.says("second 1 of")
+    cluster.node("stop")
+    try:
+        tried.says("the pod ended: NodeLost: ", seconds=120)
+        tried.says("the pod waits for", seconds=60, attempt=2)
+        assert "Unschedulable" in tried.log(2)
+    finally:
+        cluster.node("start")
+        wait_for(cluster.node_ready, 120)
+    tried.says("second 1 of", seconds=120, attempt=2)
+    tried.airflow.http.patch(f"/dags/again/dagRuns/{tried.name}", json={"state": "failed"}).raise_for_status()
+    assert tried.finish(60) == "failed"
