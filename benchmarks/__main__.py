@@ -1,13 +1,14 @@
 """`python -m benchmarks` lists the benchmarks; `python -m benchmarks NAME` runs one.
 
-Each prints last a line `NAME: FIGURE (bound: BOUND) holds` or `... falls short` and exits 0 or 1. Results,
-with a description of the machine, are appended to `benchmarks/results/NAME.jsonl`.
+Each prints last a line `NAME: FIGURE (bound: BOUND) holds` or `... falls short` and exits 0 or 1; where this machine
+lacks what is measured (a GPU) it says `NAME: not measured: WHY` and exits 3. Results, with a description of the
+machine, are appended to `benchmarks/results/NAME.jsonl`.
 """
 
 import sys
 
-from benchmarks import figures, packing
-from benchmarks.result import Result, keep, machine
+from benchmarks import figures, gpu, overhead, packing
+from benchmarks.result import NotMeasured, Result, keep, machine
 
 BENCHMARKS = {
     "demo_time": figures.demo_time,
@@ -15,6 +16,9 @@ BENCHMARKS = {
     "orchestration": figures.orchestration,
     "noop_rerun": figures.noop_rerun,
     "packing": packing.packing,
+    "trainer_overhead": overhead.trainer_overhead,
+    "checkpoint_overhead": overhead.checkpoint_overhead,
+    "gpu_training": gpu.gpu_training,
 }
 
 
@@ -22,13 +26,17 @@ def main(arguments: list[str]) -> int:
     """List, or run one; return the exit code."""
     if not arguments:
         for name, function in BENCHMARKS.items():
-            print(f"{name:<15} {(function.__doc__ or '').splitlines()[0]}")
+            print(f"{name:<20} {(function.__doc__ or '').splitlines()[0]}")
         return 0
     if len(arguments) != 1 or arguments[0] not in BENCHMARKS:
         print(f"expected one of {', '.join(BENCHMARKS)}, found {' '.join(arguments)}", file=sys.stderr)
         return 2
     name = arguments[0]
-    result: Result = BENCHMARKS[name]()
+    try:
+        result: Result = BENCHMARKS[name]()
+    except NotMeasured as error:
+        print(f"{name}: not measured: {error}")
+        return 3
     keep(name, result)
     print(f"machine: {machine()}")
     for line in result.details:

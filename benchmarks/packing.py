@@ -16,7 +16,9 @@ from tasks.training.encoding import Encoded, pad
 from tasks.training.packing import Collator, fill, join, pack
 
 CAPACITY = 1024  # longest example allowed
-EXAMPLES, ROWS_PER_BATCH, PACKS_PER_BATCH, ROUNDS = 64, 8, 2, 5
+EXAMPLES, ROUNDS = 48, 6
+ROWS_PER_BATCH = 8  # of dynamic padding: the trainer's default
+PACKS_PER_BATCH = 2  # and rows padded to the longest allowed: the same tokens a batch
 VOCABULARY, HIDDEN, BLOCKS = 4096, 256, 4
 OF_BOUND, OVER_DYNAMIC, FILL, DIFFERENCE = 0.8, 1.8, 0.98, 1e-4
 
@@ -32,15 +34,16 @@ def packing() -> Result:
     examples = mixed_examples(EXAMPLES)
     lengths = [len(example.input_ids) for example in examples]
     ways = {
-        "longest allowed": padded(examples, CAPACITY),
-        "dynamic": padded(examples, None),
+        "longest allowed": padded(examples, PACKS_PER_BATCH, CAPACITY),
+        "dynamic": padded(examples, ROWS_PER_BATCH),
         "packed": packed(examples),
     }
     seconds = _interleaved({name: _training(model, batches) for name, batches in ways.items()})
-    over = {
-        name: statistics.median(a / b for a, b in zip(seconds[name], seconds["packed"], strict=True))
+    ratios = {
+        name: sorted(a / b for a, b in zip(seconds[name], seconds["packed"], strict=True))
         for name in ("longest allowed", "dynamic")
     }
+    over = {name: statistics.median(found) for name, found in ratios.items()}
     bound = len(lengths) * CAPACITY / sum(lengths)
     filled, packing_seconds = fill_of_many()
     difference, control = (largest_difference(model, examples, restart) for restart in (True, False))
@@ -56,6 +59,10 @@ def packing() -> Result:
             *(
                 f"{name}: {sum(lengths) / statistics.median(found):,.0f} useful tokens/s"
                 for name, found in seconds.items()
+            ),
+            *(
+                f"packed over {name}, each round: {', '.join(f'{r:.2f}' for r in found)}"
+                for name, found in ratios.items()
             ),
             f"{over['longest allowed']:.2f} x padding to the longest allowed; bound 1/fill of the padded rows: {bound:.2f}",
             f"fill of {len(ways['packed'])} batches of packs: {_filled(ways['packed'], lengths):.3f}; "
@@ -77,14 +84,14 @@ def mixed_examples(count: int, seed: int = 0, capacity: int = CAPACITY, vocabula
     return found
 
 
-def padded(examples: list[Encoded], width: int | None) -> Batches:
-    """Batches in the order of the examples, padded to `width`, or each to its own longest."""
+def padded(examples: list[Encoded], count: int, width: int = 0) -> Batches:
+    """Batches of `count` in the order of the examples, padded to `width`, or each to its own longest."""
     import torch
 
     batches = []
-    for start in range(0, len(examples), ROWS_PER_BATCH):
-        batch = {name: torch.tensor(rows) for name, rows in pad(examples[start : start + ROWS_PER_BATCH], 0).items()}
-        gap = (width or 0) - batch["input_ids"].shape[1]
+    for start in range(0, len(examples), count):
+        batch = {name: torch.tensor(rows) for name, rows in pad(examples[start : start + count], 0).items()}
+        gap = width - batch["input_ids"].shape[1]
         if gap > 0:
             for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
                 batch[name] = torch.nn.functional.pad(batch[name], (0, gap), value=value)

@@ -20,6 +20,10 @@ class Result:
     details: list[str] = field(default_factory=list)
 
 
+class NotMeasured(Exception):
+    """This machine lacks what the benchmark measures: there is no figure, and nothing is kept."""
+
+
 def machine() -> str:
     """Describe this machine: processor, cores, memory, system."""
     model = "unknown processor"
@@ -27,8 +31,13 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    found = [
+        line.split(":", 1)[1].strip() for card in cards for line in card.read_text().splitlines() if "Model" in line
+    ]
+    gpus = f", {len(found)} x {found[0]}" if found else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB{gpus}, {platform.system()} {platform.release()}"
 
 
 def keep(name: str, result: Result) -> None:
