@@ -13,7 +13,7 @@ from tasks.training.recipes import load_recipe
 def test_without_a_gpu_nothing_is_measured_or_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "_gpus", lambda: 0)
+    monkeypatch.setattr(gpu, "gpu_gigabytes", lambda: None)
     monkeypatch.setattr(result, "RESULTS", tmp_path / "results")
     assert command.main(["gpu_training"]) == 3
     assert "not measured: no GPU was found" in capsys.readouterr().out
@@ -24,7 +24,7 @@ def test_without_a_gpu_nothing_is_measured_or_kept(
 def test_the_comparison_runs_on_a_small_shape() -> None:
     """The same ranks, rows and figures as on a GPU, with ranks of this machine's CPU."""
     recipe = changed(
-        gpu.packed_recipe(load_recipe("smoke_cpu"), rows_per_step=2),
+        gpu.packed_recipe(load_recipe("smoke_cpu"), rows_per_step=2, recompute=False),
         data={"max_tokens": 128, "system_prompt": ""},
         optimisation={"rows_per_batch": 1},
     )
