@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.training import flops
 from tasks.training.batches import Reading, read
 from tasks.training.encoding import pad_id
+from tasks.training.flops import Shape
 from tasks.training.launcher import leave_out_unused
 from tasks.training.recipes import Recipe
 
@@ -41,11 +43,12 @@ def main(arguments: list[str]) -> int:
     recipe = Recipe.model_validate(job["recipe"])
     if recipe.distribution.accelerator == "cpu":
         skip_compiled_communication()
+    shape = model_shape(job["model"])
     trainer, reading = build(folder, job, recipe, world)
     from tasks.training.control import Control
 
     save_best = trainer.save_weights if reading.validation else None
-    callback = Control(folder, recipe, rank, world, speed_facts(trainer, recipe, reading), save_best)
+    callback = Control(folder, recipe, rank, world, speed_facts(trainer, recipe, reading, shape), save_best)
     trainer.add_callback(callback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=job["resume"])
@@ -79,13 +82,18 @@ def keep_result(trainer: "AnswerTrainer", recipe: Recipe, folder: Path, best: Pa
         trainer.processing_class.save_pretrained(place)
 
 
-def speed_facts(trainer: "AnswerTrainer", recipe: Recipe, reading: Reading) -> dict[str, Any]:
+def model_shape(base: str) -> Shape:
+    """Return the shape of the base model. Before `build`: with a ZeRO-3 configuration no model can be made without weights."""
+    from transformers import AutoConfig
+
+    return flops.shape(AutoConfig.from_pretrained(base))
+
+
+def speed_facts(trainer: "AnswerTrainer", recipe: Recipe, reading: Reading, found: Shape) -> dict[str, Any]:
     """Return what `Control` needs to tell how fast the training is, and how much of the machine it uses."""
     import torch
 
-    from tasks.training import flops
-
-    found, counts = flops.shape(trainer.model.config), reading.counts
+    counts = reading.counts
     # The output layer is computed for answers only; `last_layers` end the way back early; dpo runs a reference too.
     weights = found.block_parameters + found.head_parameters * counts["answer_tokens"] / counts["tokens"]
     last = recipe.lora.last_layers if recipe.lora else None

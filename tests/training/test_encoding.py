@@ -38,6 +38,19 @@ def test_an_example_without_room_for_its_answer_is_an_error() -> None:
         encode(make_tokenizer(), [pair("a", "A long question" * 10, "So.")], "", 30)
 
 
+def test_every_token_of_a_text_counts() -> None:
+    tokenizer = make_tokenizer()
+    row = {"id": "a", "text": "A plain text."}
+    whole, cut = (encode(tokenizer, [row], "unused", size)[0] for size in (100, 5))
+    assert tokenizer.decode(whole.input_ids) == "A plain text.<|end|>"
+    assert whole.labels == whole.input_ids
+    assert (whole.truncated, cut.truncated) == (False, True)
+    assert cut.input_ids == whole.input_ids[:5]
+    assert whole.answer_tokens == len(whole.input_ids) - 1, "nothing predicts the first token"
+    with pytest.raises(DataError, match="at least two tokens"):
+        encode(tokenizer, [{"id": "a", "text": ""}], "", 10)
+
+
 def test_a_template_that_rewrites_the_past_is_an_error() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
