@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client.exceptions import ApiException
-from millrace_outcome import BAD_INPUT, REFUSED, MlflowRunLink, StageOutcome, command_line, run_uri
+from millrace_outcome import BAD_INPUT, REFUSED, RETURN_VALUE, MlflowRunLink, StageOutcome, command_line, run_uri
 from millrace_pods import Pods
 from millrace_podspec import confinement, environment, gpus_of_a_pod, machine, required, size
 from millrace_status import Ending, ending
@@ -200,7 +200,10 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         words = f"Kubernetes says {end}. {last_words}" if end.exit_code else last_words
         moments = {"command_started_at": end.started_at, "command_ended_at": end.ended_at}
         times = {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
-        return self.conclude(context, end.exit_code, words, times)
+        reference = self.conclude(context, end.exit_code, words, times)
+        # `do_xcom_push` would add a sidecar to the pod; without it, Airflow keeps no return value by itself.
+        context["ti"].xcom_push(key=RETURN_VALUE, value=reference)
+        return reference
 
 
 def remove_what_is_left(context: "Context") -> None:

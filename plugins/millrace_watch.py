@@ -219,8 +219,9 @@ class PodWatch:
                 self.say("log", f"the log of the pod cannot be read now: {said(error)}", warning=True)
             return
         self.log_read = asked
-        for line in text.splitlines():
-            self._tell_line(line)
+        for line in text.split("\n"):
+            if line:
+                self._tell_line(line)
 
     def _tell_line(self, line: str) -> None:
         moment, _, text = line.partition(" ")
@@ -232,6 +233,7 @@ class PodWatch:
         if moment > self.newest:
             self.newest, self.newest_lines = moment, set()
         self.newest_lines.add(text)
+        text = text.rstrip().rsplit("\r", 1)[-1]  # of a progress bar that rewrites its line, the last state
         if text:
             self.last.append(text)
             tell(self.log, text)

@@ -74,6 +74,8 @@ def test_a_pod_on_the_gpu_node_hands_on_what_it_made(run: Any) -> None:
     assert "second 7 of 8" in log
     assert log.count("second 3 of 8") == 1
     assert "a line of its log" in log
+    path = f"/dags/once/dagRuns/{tried.name}/taskInstances/{TASK}/xcomEntries/return_value?deserialize=true"
+    assert tried.airflow.get(path)["value"]["status"] == "complete"
 
 
 def test_exit_code_0_without_a_manifest_is_a_failure(run: Any) -> None:

@@ -187,3 +187,15 @@ def test_a_pod_reported_as_a_success_without_a_manifest_is_a_failure(
     operator, _pod = trainer
     with pytest.raises(AirflowException, match="found no manifest"):
         operator._judge(context(operator), Ending(0, "Completed"), "")
+
+
+def test_the_reference_is_handed_on_without_a_sidecar(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from millrace_status import Ending
+
+    operator, pod = trainer
+    assert [container.name for container in pod.spec.containers] == ["base"]
+    pushed: dict[str, Any] = {}
+    monkeypatch.setattr(type(operator), "conclude", lambda *_: {"manifest": "s3://x"})
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    operator._judge({"ti": ti}, Ending(0, "Completed"), "")
+    assert pushed == {"return_value": {"manifest": "s3://x"}}

@@ -127,7 +127,7 @@ DONE: dict[str, Any] = {"terminated": {"exit_code": 0, "reason": "Completed"}}
 
 def test_every_line_of_the_log_is_told_once_at_its_level() -> None:
     first = "2026-11-20T10:00:01.000000001Z a\n2026-11-20T10:00:01.000000002Z 2026-11-20 10:00:01,000 WARNING m b\n"
-    more = first + "2026-11-20T10:00:02.000000000Z c\n2026-11-20T10:00:02.000000000Z d\n"
+    more = first + "2026-11-20T10:00:02.000000000Z 0%\r50%\rc\r\n2026-11-20T10:00:02.000000000Z d\n"
     gone = "failed to try resolving symlinks in path\n"  # a node says so, with status 200, when the log is gone
     end, log = follow([pod(RUNNING), pod(RUNNING), pod(RUNNING), pod(DONE)], [first, more, gone])
     assert end.exit_code == 0
