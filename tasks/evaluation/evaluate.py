@@ -1,22 +1,25 @@
 """Measure candidate, base model and champion on the same held-out rows.
 
-Reads the held-out rows of `validate_dataset`, the adapter of `train` (from S3, by digest), and the live
-release's adapter from the ledger. Writes `rows.jsonl` (every row under every model) and `report.json`.
-Refuses nothing; the gate judges. Fails with `ManifestError` or `ReleaseError` when an adapter's bytes are
-not those that were named, and with `ModelError` when one does not fit its base model.
+Reads the held-out rows of `validate_dataset`, the weights of `train` (from S3, by digest; an adapter is scored
+upon the base model, a whole model on its own, with the base model's tokenizer), and the live release's weights as
+the ledger names them. Writes `rows.jsonl` (every row under every model) and `report.json`. Refuses
+nothing; the gate judges. Fails with `ManifestError`, `ReleaseError` or `ModelError` when bytes are not those that
+were named, and with `ModelError` when an adapter does not fit its base model, or the champion reads other tokens.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import models
-from tasks.contracts import Artifact, digest_of
+from tasks.errors import ModelError
 from tasks.evaluation import paired
 from tasks.evaluation.paired import Interval, Score
 from tasks.evaluation.scores import BASE, Scored, score
 from tasks.release.ledger import Release, ledger, live
-from tasks.serving.language_model import fetch_adapter
+from tasks.release.weights import Weights, trained
+from tasks.serving.language_model import fetch_adapter, folder_digest
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.recipes import Recipe
 
@@ -36,17 +39,20 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
         champion = live(connection)
-    files = adapter_files(train.outputs)
+    weights = trained(train)
+    # Before anything is scored: a champion that cannot be had is told at once.
+    live_weights = _champion(context, champion) if champion else None
     with tempfile.TemporaryDirectory(prefix="millrace-evaluate-") as local:
-        candidate = context.storage.get_folder(files, Path(local) / CANDIDATE)
-        scored = _score_all(context, recipe, rows, candidate, champion)
+        folder = context.storage.get_folder(dict(weights.files), Path(local) / CANDIDATE)
+        scored = _score_all(context, recipe, rows, (weights, folder), live_weights)
     metrics = compare({name: result.scores for name, result in scored.items()}, recipe)
     change = float((scored[CANDIDATE].probe - scored[BASE].probe).abs().max())
     written = context.storage.put_rows(f"{context.folder}/rows.jsonl", _rows(rows, scored))
     facts: dict[str, Any] = {
-        "champion_release": champion.release if champion and CHAMPION in scored else None,
-        "champion_adapter_sha256": champion.adapter_sha256 if champion and CHAMPION in scored else None,
-        "adapter_sha256": digest_of(files),
+        "champion_release": champion.release if champion else None,
+        "champion_weights_sha256": live_weights.sha256 if live_weights else None,
+        "weights": weights.kind,
+        "weights_sha256": weights.sha256,
         "held_out_sha256": held_out.sha256,
         "output_changed": change > _CHANGED,
         "rows": len(rows),
@@ -59,11 +65,6 @@ def run(context: StageContext, options: Options) -> StageResult:
         facts=facts,
         base_model=train.base_model,
     )
-
-
-def adapter_files(outputs: dict[str, Artifact]) -> dict[str, Artifact]:
-    """Return the adapter's files among the outputs of `train`, by their name in the adapter's folder."""
-    return {name.removeprefix("adapter/"): item for name, item in outputs.items() if name.startswith("adapter/")}
 
 
 def compare(scores: dict[str, list[Score]], recipe: Recipe) -> dict[str, float]:
@@ -82,44 +83,79 @@ def read_scores(rows: list[dict[str, Any]]) -> dict[str, list[Score]]:
     return {name: [Score(row["id"], row["loss"][name], row["tokens"]) for row in rows] for name in names}
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The weights of the live release on this machine; without `model`, the adapter is one upon the candidate's base."""
+
+    sha256: str
+    model: Path | None
+    adapter: Path | None
+
+
+def _champion(context: StageContext, release: Release) -> Champion:
+    """Fetch what the live release answers with, proven to be the released bytes. Raises ReleaseError, ModelError."""
+    storage, cache = context.storage, context.settings.cache_dir
+    adapter = None
+    if release.adapter_uri is not None and release.adapter_sha256 is not None:
+        adapter = fetch_adapter(storage, release.adapter_uri, release.adapter_sha256, cache)
+        if release.base_revision == context.inputs["train"].facts["base_revision"]:
+            return Champion(release.adapter_sha256, None, adapter)
+    model = _model(context, release.base_model, release.base_revision)
+    return Champion(release.adapter_sha256 or folder_digest(model), model, adapter)
+
+
+def _model(context: StageContext, reference: str, revision: str) -> Path:
+    """Return the folder of a model whose weights are those of `revision`. Raises ModelError."""
+    folder = models.fetch(reference, context.settings.cache_dir, context.storage)
+    if (found := models.revision(reference, folder)) != revision:
+        raise ModelError(
+            f"expected revision {revision} of {reference}, as it was trained from or released, found {found}. "
+            "Next: restore that model, or train from the one that is there."
+        )
+    return folder
+
+
 def _score_all(
-    context: StageContext, recipe: Recipe, rows: list[dict[str, Any]], candidate: Path, champion: Release | None
+    context: StageContext,
+    recipe: Recipe,
+    rows: list[dict[str, Any]],
+    candidate: tuple[Weights, Path],
+    champion: Champion | None,
 ) -> dict[str, Scored]:
-    """Score base, candidate and champion; a champion of another base model is scored on its own base."""
-    base_model = str(context.inputs["train"].facts["base_model"])
-    base_revision = str(context.inputs["train"].facts["base_revision"])
-    adapters, other = {CANDIDATE: candidate}, None
-    if champion is not None and champion.adapter_uri is not None and champion.adapter_sha256 is not None:
-        cache = context.settings.cache_dir
-        folder = fetch_adapter(context.storage, champion.adapter_uri, champion.adapter_sha256, cache)
-        if champion.base_revision == base_revision:
-            adapters[CHAMPION] = folder
+    """Score base, candidate and champion, with as many adapters as can be on one model in memory."""
+    facts = context.inputs["train"].facts
+    base = _model(context, str(facts["base_model"]), str(facts["base_revision"]))
+    weights, folder = candidate
+    on_base: dict[str, Path | None] = {BASE: None}
+    passes = [(base, on_base, base)]  # model, the adapters that are scored upon it, tokenizer
+    if weights.kind == "adapter":
+        on_base[CANDIDATE] = folder
+    else:
+        passes.append((models.require_weights(folder, weights.uri), {CANDIDATE: None}, base))
+    if champion is not None:
+        if champion.model is None:
+            on_base[CHAMPION] = champion.adapter
         else:
-            other = (champion.base_model, folder)
-    found = dict(_score_on(context, recipe, rows, base_model, adapters))
-    if other is not None:
-        found[CHAMPION] = dict(_score_on(context, recipe, rows, other[0], {CHAMPION: other[1]}))[CHAMPION]
-    return found
-
-
-def _score_on(
-    context: StageContext, recipe: Recipe, rows: list[dict[str, Any]], base_model: str, adapters: dict[str, Path]
-) -> dict[str, Scored]:
-    base = models.fetch(base_model, context.settings.cache_dir, context.storage)
+            passes.append((champion.model, {CHAMPION: champion.adapter}, champion.model))
     found: dict[str, Scored] = {}
-    total = len(adapters) + 1
-    for name, result in score(
-        base,
-        adapters,
-        rows,
-        recipe.data.system_prompt,
-        recipe.data.max_tokens,
-        recipe.evaluation.rows_per_batch,
-        recipe.distribution.accelerator,
-    ):
-        found[name] = result
-        context.progress(len(found), total, "models")
+    total = sum(len(names) for _model, names, _tokenizer in passes)
+    for model, names, tokenizer in passes:
+        for name, result in score(model, names, rows, recipe, tokenizer):
+            found[name] = result
+            context.progress(len(found), total, "models")
+    _require_same_tokens(found)
     return found
+
+
+def _require_same_tokens(scored: dict[str, Scored]) -> None:
+    """A loss per token compares only models that read the rows as the same tokens. Raises ModelError."""
+    expected = [(score.id, score.tokens) for score in scored[BASE].scores]
+    for name, result in scored.items():
+        if [(score.id, score.tokens) for score in result.scores] != expected:
+            raise ModelError(
+                f"expected the {name} to read the held-out rows as the same tokens as the base model, found others. "
+                "Next: train from a base model with the live model's tokenizer."
+            )
 
 
 def _rows(rows: list[dict[str, Any]], scored: dict[str, Scored]) -> list[dict[str, Any]]:

@@ -1,19 +1,17 @@
 """Say whether the candidate may be released: promote, hold or review.
 
-Reads the manifests of `validate_dataset`, `train` and `evaluate`, the adapter's bytes and the scores of
+Reads the manifests of `validate_dataset`, `train` and `evaluate`, the trained bytes and the scores of
 every row. Writes `verdict.json`. It believes no figure that it can compute: digests are taken again, and
 the difference is computed again from the scores. Refused (exit code 3) unless the verdict is promote;
 what is missing, broken, or about other bytes is hold.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from tasks.contracts import digest_of
 from tasks.errors import ManifestError
-from tasks.evaluation.evaluate import adapter_files, compare, read_scores
+from tasks.evaluation.evaluate import compare, read_scores
 from tasks.evaluation.verdict import Verdict, judge
+from tasks.release.weights import claimed, trained, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.recipes import Recipe
 
@@ -36,7 +34,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     facts: dict[str, Any] = {
         "verdict": verdict.word,
         "reason": verdict.reason,
-        "adapter_sha256": train.facts.get("adapter_sha256"),
+        "weights_sha256": claimed(evaluate.facts),
         "held_out_sha256": evaluate.facts.get("held_out_sha256"),
         "champion_release": evaluate.facts.get("champion_release"),
     }
@@ -54,17 +52,16 @@ def run(context: StageContext, options: Options) -> StageResult:
 def doubts(context: StageContext, recipe: Recipe) -> str:
     """Return why the evidence is not about this candidate, or an empty text. Raises ManifestError for other bytes."""
     train, evaluate = context.inputs["train"], context.inputs["evaluate"]
-    files = adapter_files(train.outputs)
+    weights = trained(train)
     held_out = context.input("validate_dataset", "held_out")
     for name, expected, found in (
-        ("adapter", digest_of(files), train.facts.get("adapter_sha256")),
-        ("adapter", digest_of(files), evaluate.facts.get("adapter_sha256")),
+        (weights.kind, weights.sha256, train.facts.get(f"{weights.kind}_sha256")),
+        (weights.kind, weights.sha256, claimed(evaluate.facts)),
         ("held-out set", held_out.sha256, evaluate.facts.get("held_out_sha256")),
     ):
         if expected != found:
             return f"the evidence is about another {name}: {found}, not {expected}"
-    with tempfile.TemporaryDirectory(prefix="millrace-gate-") as local:
-        context.storage.get_folder(files, Path(local))
+    verify(context.storage, weights)
     scored = list(context.storage.get_rows(context.input("evaluate", "rows")))
     held_out_ids = [row["id"] for row in context.storage.get_rows(held_out)]
     if [row["id"] for row in scored] != held_out_ids or evaluate.facts.get("rows") != len(scored):

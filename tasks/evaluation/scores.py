@@ -1,7 +1,7 @@
 """The loss of a model, and of adapters upon it, on each held-out row.
 
-Reads a base model's folder and adapter folders. Writes nothing. One model is in memory, its adapters are
-switched on it. Fails with `ModelError` when an adapter does not belong to the base model.
+Reads a model's folder and adapter folders. Writes nothing. One model is in memory, its adapters are
+switched on it. Fails with `ModelError` when an adapter does not belong to the model.
 """
 
 import os
@@ -14,6 +14,7 @@ from tasks.errors import ModelError
 from tasks.evaluation.paired import Score
 from tasks.training.adapters import WEIGHTS
 from tasks.training.encoding import Encoded, by_length, encode, pad, pad_id
+from tasks.training.recipes import Recipe
 
 BASE = "base"
 _PROBED = 32  # answer positions at which logits are compared
@@ -28,15 +29,16 @@ class Scored:
 
 
 def score(
-    base: Path,
-    adapters: Mapping[str, Path],
+    folder: Path,
+    names: Mapping[str, Path | None],
     rows: Sequence[dict[str, Any]],
-    system_prompt: str,
-    max_tokens: int,
-    rows_per_batch: int,
-    accelerator: str,
+    recipe: Recipe,
+    tokenizer_folder: Path | None = None,
 ) -> Iterator[tuple[str, Scored]]:
-    """Yield (name, scores) of the base model (`base`), then of each adapter on it. Raises ModelError."""
+    """Yield (name, scores) of the model in `folder` under each name: with that adapter, or without where it is None.
+
+    The rows are read with the model's own tokenizer, or with that of `tokenizer_folder`. Raises ModelError.
+    """
     # Read when torch is imported: threads that wait must sleep, on a machine that does other things too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -45,20 +47,22 @@ def score(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    examples = encode(tokenizer, rows, system_prompt, max_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder)
+    examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
+    accelerator, how_many = recipe.distribution.accelerator, recipe.evaluation.rows_per_batch
     # The CPU computes in float32: it is faster there than bfloat16 where matrix units are missing, and exact.
     dtype = torch.bfloat16 if accelerator == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(accelerator).eval()
-    yield BASE, _score(model, examples, rows_per_batch, pad_id(tokenizer))
-    for name, folder in adapters.items():
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), adapter_name=name)
-            model.set_adapter(name)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-        _require_loaded(model, name, folder)
-        yield name, _score(model.eval(), examples, rows_per_batch, pad_id(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(accelerator).eval()
+    # Without an adapter first: PEFT changes the model's layers in place.
+    for name, adapter in sorted(names.items(), key=lambda item: item[1] is not None):
+        if adapter is not None:
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(adapter), adapter_name=name)
+                model.set_adapter(name)
+            else:
+                model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            _require_loaded(model, name, adapter)
+        yield name, _score(model.eval(), examples, how_many, pad_id(tokenizer))
 
 
 def _score(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) -> Scored:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from tasks.release.weights import claimed
 from tasks.training.recipes import Evaluation
 
 Word = Literal["promote", "hold", "review"]
@@ -30,10 +31,10 @@ def judge(metrics: Mapping[str, float], facts: Mapping[str, Any], bounds: Evalua
     if not isinstance(rows, int) or rows < bounds.min_rows:
         return Verdict("hold", f"{rows} held-out rows are fewer than {bounds.min_rows}")
     if facts.get("output_changed") is not True:
-        return Verdict("hold", "the adapter does not change the model's output")
-    champion = facts.get("champion_adapter_sha256")
-    if champion is not None and champion == facts.get("adapter_sha256"):
-        return Verdict("hold", "nothing new was learned: the candidate is the champion's adapter")
+        return Verdict("hold", "the training does not change the model's output")
+    champion = claimed(facts, "champion_weights_sha256")
+    if champion is not None and champion == claimed(facts):
+        return Verdict("hold", "nothing new was learned: the candidate has the champion's weights")
     return _compare(metrics, rows, "the champion" if champion is not None else "the base model", bounds)
 
 

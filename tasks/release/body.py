@@ -26,7 +26,7 @@ class Proposal:
     evidence: Evidence | None
     prompt: str
     earlier: Release | None
-    """The newest release that had this very adapter, when there was one: it was replaced or rolled back."""
+    """The newest release that had these very weights, when there was one: it was replaced or rolled back."""
 
     @property
     def kind(self) -> Literal["model", "index"]:
@@ -72,8 +72,8 @@ def _against(live: Release | None) -> str:
 
 def _seen_before(earlier: Release) -> str:
     return (
-        f"**Note:** this adapter was live before, in release {earlier.release} ({earlier.kind}: {earlier.reason or 'no reason given'}). "
-        "It was replaced or rolled back since."
+        f"**Note:** this {'model' if earlier.adapter_sha256 is None else 'adapter'} was live before, in release "
+        f"{earlier.release} ({earlier.kind}: {earlier.reason or 'no reason given'}). It was replaced or rolled back since."
     )
 
 
@@ -83,7 +83,7 @@ def _rows(proposal: Proposal) -> list[tuple[str, str, str]]:
     old = {
         "model": f"{live.model_name} {live.model_version}" if live else "",
         "base": f"{live.base_model} {live.base_revision[:_SHORT]}" if live else "",
-        "adapter": (live.adapter_sha256 or "")[:_SHORT] if live else "",
+        "adapter": _adapter(live.adapter_sha256) if live else "",
         "dataset": (live.dataset_sha256 or "")[:_SHORT] if live else "",
     }
     new = old
@@ -91,7 +91,7 @@ def _rows(proposal: Proposal) -> list[tuple[str, str, str]]:
         new = {
             "model": f"{facts['model_name']} {facts['model_version']}",
             "base": f"{facts['base_model']} {facts['base_revision'][:_SHORT]}",
-            "adapter": facts["adapter_sha256"][:_SHORT],
+            "adapter": _adapter(facts["adapter_sha256"]),
             "dataset": facts["dataset_sha256"][:_SHORT],
         }
     prompt = hashlib.sha256(proposal.prompt.encode()).hexdigest()
@@ -106,6 +106,10 @@ def _rows(proposal: Proposal) -> list[tuple[str, str, str]]:
     return [
         (name, before or "-", (after or "-") + (" (same)" if before == after else "")) for name, before, after in pairs
     ]
+
+
+def _adapter(sha256: str | None) -> str:
+    return sha256[:_SHORT] if sha256 else "none (whole model)"
 
 
 def _losses(evidence: Evidence) -> list[str]:
@@ -130,7 +134,9 @@ def _losses(evidence: Evidence) -> list[str]:
         f"Verdict: **{evidence.gate.facts['verdict']}**. {evidence.gate.facts.get('reason') or ''}",
     ]
     steps, rows = evidence.train.counts.get("steps"), evidence.train.counts.get("rows")
-    lines.append(f"Trained with recipe `{evidence.train.facts.get('recipe')}`: {steps} steps over {rows} rows.")
+    facts = evidence.train.facts
+    whole = f", all weights of {facts['base_model']}" if facts.get("weights") == "model" else ""
+    lines.append(f"Trained with recipe `{facts.get('recipe')}`{whole}: {steps} steps over {rows} rows.")
     return lines
 
 

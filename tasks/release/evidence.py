@@ -1,7 +1,7 @@
 """What a release rests on: the manifests of the fine-tune behind it, and the bytes they name.
 
 `load` reads the four stages of a fine-tune and proves that the verdict is `promote` and is about
-exactly these adapter bytes and this held-out set (DESIGN.md, principle 3: this is called by `register`
+exactly these trained bytes (`tasks.release.weights`) and this held-out set (DESIGN.md, principle 3: this is called by `register`
 and again by `promote`). `keep` writes all of it as one file below `s3://BUCKET/releases/`, because run
 folders are retired and a release must stay restorable. Fails with `ReleaseError` when the evidence does
 not hold, and with `ManifestError` when bytes are missing or differ.
@@ -9,18 +9,16 @@ not hold, and with `ManifestError` when bytes are missing or differ.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tasks.contracts import Artifact, Manifest, digest_of, manifest_uri
+from tasks.contracts import Artifact, Manifest, manifest_uri
 from tasks.errors import ManifestError, ReleaseError
+from tasks.release.weights import KINDS, Weights, claimed, in_folder, trained
 from tasks.storage import Storage
 
 FORMAT = "millrace.evidence/1"
-ADAPTER = "adapter/"
 _STAGES = ("validate_dataset", "train", "evaluate", "gate")
 
 
@@ -34,21 +32,14 @@ class Evidence:
     gate: Manifest
 
     @property
-    def adapter(self) -> dict[str, Artifact]:
-        """The adapter's files, by their name inside its folder."""
-        return adapter_files(self.train)
+    def weights(self) -> Weights:
+        """What was trained. Raises ManifestError when it is not of one kind and in one folder."""
+        return trained(self.train)
 
     @property
     def gate_sha256(self) -> str:
         """What pins the verdict: the digest of the gate's manifest."""
         return hashlib.sha256(self.gate.to_bytes()).hexdigest()
-
-
-def adapter_files(train: Manifest) -> dict[str, Artifact]:
-    """Return the adapter's files of a train stage, by their name inside the adapter's folder."""
-    return {
-        name.removeprefix(ADAPTER): artifact for name, artifact in train.outputs.items() if name.startswith(ADAPTER)
-    }
 
 
 def load(storage: Storage, run: str) -> Evidence:
@@ -63,34 +54,23 @@ def check(evidence: Evidence) -> None:
     gate, train, evaluate = evidence.gate, evidence.train, evidence.evaluate
     if gate.status != "complete" or gate.facts.get("verdict") != "promote":
         raise _broken("the verdict 'promote'", repr(gate.facts.get("verdict")), gate)
-    if not evidence.adapter:
-        raise _broken("adapter files among the outputs of train", "none", train)
-    adapter = digest_of(evidence.adapter)
+    weights = evidence.weights
     held_out = evidence.validate_dataset.outputs["held_out"].sha256
-    for manifest in (train, evaluate, gate):
-        if manifest.facts.get("adapter_sha256") != adapter:
-            raise _broken(f"adapter {adapter}", str(manifest.facts.get("adapter_sha256")), manifest)
+    said = train.facts.get(f"{weights.kind}_sha256"), claimed(evaluate.facts), claimed(gate.facts)
+    for manifest, sha256 in zip((train, evaluate, gate), said, strict=True):
+        if sha256 != weights.sha256:
+            raise _broken(f"{weights.kind} {weights.sha256}", str(sha256), manifest)
     for manifest in (evaluate, gate):
         if manifest.facts.get("held_out_sha256") != held_out:
             raise _broken(f"held-out rows {held_out}", str(manifest.facts.get("held_out_sha256")), manifest)
     if evaluate.facts.get("output_changed") is not True:
-        raise _broken("an adapter that changes the model's output", "one that does not", evaluate)
+        raise _broken("weights that change the model's output", "some that do not", evaluate)
     # The gate must have read exactly the outputs that stand there now, not a first attempt's.
     for source in (train, evaluate, evidence.validate_dataset):
         for name, artifact in source.outputs.items():
             seen = gate.inputs.get(f"{source.stage}/{name}")
             if seen is None or seen.sha256 != artifact.sha256:
                 raise _broken(f"{source.stage}/{name} {artifact.sha256}", seen.sha256 if seen else "nothing", gate)
-
-
-def verify_adapter(storage: Storage, files: Mapping[str, Artifact], sha256: str | None) -> None:
-    """Read every byte of an adapter and compare. Raises ManifestError when a byte differs, ReleaseError for another set."""
-    if digest_of(files) != sha256:
-        raise ReleaseError(
-            f"expected adapter {sha256}, found files that make {digest_of(files)}. Next: register the candidate again."
-        )
-    with tempfile.TemporaryDirectory(prefix="millrace-adapter-") as folder:
-        storage.get_folder(dict(files), Path(folder))
 
 
 def keep(storage: Storage, bucket: str, content: Mapping[str, Any]) -> Artifact:
@@ -116,16 +96,23 @@ def recall(storage: Storage, uri: str, sha256: str) -> dict[str, Any]:
     return content
 
 
-def kept_adapter(content: Mapping[str, Any]) -> dict[str, Artifact]:
-    """Return the adapter's files that kept evidence names."""
-    return {name: Artifact.model_validate(value) for name, value in content["adapter"].items()}
+def kept_weights(content: Mapping[str, Any], uri: str) -> Weights:
+    """Return the weights that kept evidence names, which a release loads from the folder `uri`. Raises ManifestError."""
+    found = [kind for kind in KINDS if content.get(kind)]
+    if len(found) != 1:
+        raise ManifestError(
+            f"expected evidence about an adapter or a model, found {found or 'none'}. Next: promote another candidate."
+        )
+    files = {name: Artifact.model_validate(value) for name, value in content[found[0]].items()}
+    return in_folder(found[0], uri, files)
 
 
 def model_content(evidence: Evidence, register: Manifest) -> dict[str, Any]:
     """Return what is kept about a model: its files and the manifests that led to it."""
     stages = {stage: getattr(evidence, stage).model_dump(mode="json") for stage in _STAGES}
+    weights = evidence.weights
     return {
-        "adapter": {name: artifact.model_dump(mode="json") for name, artifact in evidence.adapter.items()},
+        weights.kind: {name: artifact.model_dump(mode="json") for name, artifact in weights.files.items()},
         "manifests": stages | {"register": register.model_dump(mode="json")},
     }
 

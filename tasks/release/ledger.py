@@ -1,9 +1,10 @@
 """The ledger of releases: rows are only added, and the newest row is what is live.
 
 Reads and writes table `releases` (a trigger refuses to change or remove its rows). One release names
-everything the assistant answers with: adapter, base model, prompt text, index version, evidence, and
-who approved it. `append` adds one row in the caller's transaction, under an advisory lock, and only
-when the live release is still the one that the decision was made against. Fails with `ReleaseError`.
+everything the assistant answers with: adapter and base model (where a whole model was trained, that model is
+the base, and there is no adapter), prompt text, index version, evidence, and who approved it. `append` adds
+one row in the caller's transaction, under an advisory lock, and only when the live release is still the one
+that the decision was made against. Fails with `ReleaseError`.
 """
 
 from collections.abc import Iterator
@@ -71,6 +72,11 @@ class Release:
     def parts(self) -> Parts:
         """Return what this release is made of."""
         return Parts(**{item.name: getattr(self, item.name) for item in fields(Parts)})
+
+    @property
+    def identity(self) -> tuple[str | None, str]:
+        """What names the model: its adapter and base, or only the base where the whole model was trained."""
+        return self.adapter_sha256, self.base_revision
 
     def answers_like(self, other: "Release | Parts") -> bool:
         """Return whether both answer with the same model, prompt and index version."""

@@ -1,7 +1,7 @@
 """Make a proposed release live: the only way to add a promotion to the ledger.
 
 Reads the proposal, and proves everything again from the bytes: the verdict and what it is about, every
-byte of the adapter, the chunks of the index version, that the model it was compared with is the one
+byte of the trained weights, the chunks of the index version, that the model it was compared with is the one
 that is live. Then writes one row of `releases` in one transaction, and mirrors it into MLflow after it.
 A run makes at most one release: repeated, it returns that one. Fails with `ReleaseError` or
 `ManifestError` when a proof does not hold; refuses when a person's approval is needed and absent.
@@ -10,7 +10,7 @@ A run makes at most one release: repeated, it returns that one. Fails with `Rele
 import hashlib
 from typing import Any
 
-from tasks.contracts import Artifact, Manifest
+from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ManifestError, ReleaseError
 from tasks.knowledge.index_tables import Version
@@ -21,6 +21,7 @@ from tasks.release.evidence import Evidence
 from tasks.release.ledger import Parts, Release, ledger
 from tasks.release.mirror import MirrorState, reconcile_mirrors
 from tasks.release.propose import require_fair_comparison
+from tasks.release.weights import release_columns, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
 from tasks.storage import Storage
 
@@ -101,31 +102,25 @@ def _candidate(
     evidence = proofs.load(context.storage, register.run)
     _require_registered(register, evidence)
     require_fair_comparison(connection, evidence, live)
-    facts = register.facts
-    proofs.verify_adapter(context.storage, evidence.adapter, facts["adapter_sha256"])
-    model = {
-        name: facts[name]
-        for name in (
-            "model_name",
-            "model_version",
-            "adapter_uri",
-            "adapter_sha256",
-            "base_model",
-            "base_revision",
-            "dataset_sha256",
-        )
-    }
-    model["code_revision"] = code_revision(context.settings)
+    verify(context.storage, evidence.weights)
+    model = {name: register.facts[name] for name in ("model_name", "model_version", "dataset_sha256")}
+    model |= release_columns(evidence.weights, evidence.train) | {"code_revision": code_revision(context.settings)}
     return model, proofs.model_content(evidence, register)
 
 
 def _require_registered(register: Manifest, evidence: Evidence) -> None:
-    """The verdict must be the one that was registered, not another attempt's of the same run folder."""
+    """Verdict and weights must be those that were registered, not another attempt's of the same run folder."""
     if register.facts["evidence_sha256"] != evidence.gate_sha256:
         raise ReleaseError(
             f"expected the verdict that was registered ({register.facts['evidence_sha256']}), found another "
             f"({evidence.gate_sha256}) at {evidence.gate.uri}. Next: clear register, then trigger a new run."
         )
+    for name, value in release_columns(evidence.weights, evidence.train).items():
+        if register.facts[name] != value:
+            raise ReleaseError(
+                f"expected {name} {value}, as the trained weights say, found {register.facts[name]} in {register.uri}. "
+                "Next: clear register, then trigger a new run."
+            )
 
 
 def _same_model(storage: Storage, live: Release | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,22 +134,17 @@ def _same_model(storage: Storage, live: Release | None) -> tuple[dict[str, Any],
 
 
 def recall_model(storage: Storage, release: Release) -> dict[str, Any]:
-    """Return the kept evidence of a release's model, after reading every byte of its adapter. Raises ManifestError."""
+    """Return the kept evidence of a release's model, after reading every byte of its weights. Raises ManifestError."""
     content = proofs.recall(storage, release.evidence_uri, release.evidence_sha256)
-    files = proofs.kept_adapter(content)
-    proofs.verify_adapter(storage, files, release.adapter_sha256)
-    _require_inside(files, release)
-    return {name: content[name] for name in ("adapter", "manifests")}
-
-
-def _require_inside(files: dict[str, Artifact], release: Release) -> None:
-    """The assistant loads the folder, so the verified files must be the folder's."""
-    folder = f"{(release.adapter_uri or '').rstrip('/')}/"
-    outside = [artifact.uri for artifact in files.values() if not artifact.uri.startswith(folder)]
-    if outside:
+    weights = proofs.kept_weights(content, release.adapter_uri or release.base_model)
+    found = (weights.sha256, release.base_revision) if weights.kind == "adapter" else (None, weights.revision)
+    if found != release.identity:
         raise ManifestError(
-            f"expected the adapter's files below {folder}, found {outside[0]}. Next: register the candidate again."
+            f"expected evidence about adapter and base {release.identity}, which release {release.release} has, found "
+            f"{weights.kind} {found}. Next: promote another candidate."
         )
+    verify(storage, weights)
+    return {name: content[name] for name in (weights.kind, "manifests")}
 
 
 def _require_current(index: Version) -> None:
@@ -174,6 +164,8 @@ def release_result(release: Release, mirror: MirrorState, *, again: bool) -> Sta
             "model_name": release.model_name,
             "model_version": release.model_version,
             "adapter_sha256": release.adapter_sha256,
+            "base_model": release.base_model,
+            "base_revision": release.base_revision,
             "index_version": release.index_version,
             "approved_by": release.approved_by,
             "reason": release.reason,

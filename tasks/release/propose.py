@@ -78,7 +78,7 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
     """Return the proposal for these options. Raises _Nothing, ReleaseError, ManifestError."""
     found = _find(settings, storage, options)
     live, register = found.live, found.register
-    if live is not None and (register is None or register.facts["adapter_sha256"] == live.adapter_sha256):
+    if live is not None and (register is None or _identity(register) == live.identity):
         register = None  # the model stays; index or prompt may have changed
     if register is None and live is None:
         raise _Nothing(
@@ -98,9 +98,7 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
     with ledger(settings) as connection:
         require_fair_comparison(connection, evidence, live)
         earlier = [
-            release
-            for release in releases.history(connection, 1_000)
-            if release.adapter_sha256 == register.facts["adapter_sha256"]
+            release for release in releases.history(connection, 1_000) if release.identity == _identity(register)
         ]
     return Proposal(
         live=live,
@@ -120,12 +118,12 @@ def needs_approval(settings: Settings, proposal: Proposal) -> bool:
 def require_fair_comparison(connection: Connection, evidence: proofs.Evidence, live: Release | None) -> None:
     """Prove that the candidate was compared with the model that is live now. Raises ReleaseError."""
     champion = evidence.evaluate.facts.get("champion_release")
-    compared = releases.get(connection, int(champion)).adapter_sha256 if champion is not None else None
-    now = live.adapter_sha256 if live else None
+    compared = releases.get(connection, int(champion)).identity if champion is not None else None
+    now = live.identity if live else None
     if compared != now:
         raise ReleaseError(
-            f"expected a verdict against the live model (release {live.release if live else 'none'}, adapter {now}), "
-            f"found one against release {champion} (adapter {compared}). "
+            f"expected a verdict against the live model (release {live.release if live else 'none'}), "
+            f"found one against release {champion or 'none'}, which has another. "
             "Next: trigger fine_tune again; with the same data it trains nothing and measures against what is live."
         )
 
@@ -158,7 +156,7 @@ def newest_candidate(settings: Settings, live: Release | None) -> str:
             if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise
             return ""  # no model, or no version with that alias
-    if live is not None and version.tags["adapter_sha256"] == live.adapter_sha256:
+    if live is not None and (version.tags.get("adapter_sha256"), version.tags["base_revision"]) == live.identity:
         return ""  # its run folder may be retired by now, and it is not needed
     return str(version.tags["manifest"])
 
@@ -178,6 +176,11 @@ def read_prompt(settings: Settings) -> str:
 def prompt_digest(prompt: str) -> str:
     """Return what names a prompt: the SHA-256 of its text."""
     return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def _identity(register: Manifest) -> tuple[str | None, str]:
+    """Return what a release of this candidate would have as `Release.identity`."""
+    return register.facts["adapter_sha256"], register.facts["base_revision"]
 
 
 def _manifest(storage: Storage, uri: str, stage: str) -> Manifest:

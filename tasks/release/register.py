@@ -1,11 +1,11 @@
-"""Register a trained adapter whose verdict is `promote` as a model version in MLflow.
+"""Register trained weights whose verdict is `promote`, an adapter or a whole model, as a model version in MLflow.
 
 Reads the manifests of validate_dataset, train, evaluate and gate of the same run, and every byte of the
-adapter. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
-version's source is the adapter's own folder in S3: named by its training fingerprint, never rewritten,
+weights. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
+version's source is the weights' own folder in S3: named by its training fingerprint, never rewritten,
 so nothing is copied through the MLflow server, and `models:/NAME@candidate` downloads the same bytes.
-The same adapter again gets the version it has. Fails with `ReleaseError` when the verdict is not about
-these bytes, or when another adapter stands where a registered one was.
+The same weights again get the version they have. Fails with `ReleaseError` when the verdict is not about
+these bytes, or when other weights stand where registered ones were.
 """
 
 from typing import Any
@@ -17,11 +17,13 @@ from tasks.release import evidence as proofs
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
+from tasks.release.weights import release_columns, verify
 from tasks.settings import Settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
 
 _LOCK = 0x52656769  # spells "Regi"
 ALIAS = "candidate"
+_KINDS = {"adapter": "LoRA adapter of", "model": "Whole model, trained from"}
 
 
 class Options(StageOptions):
@@ -29,14 +31,14 @@ class Options(StageOptions):
 
 
 def run(context: StageContext, options: Options) -> StageResult:
-    """Register the adapter of this run as a model version with alias `candidate`."""
+    """Register the weights of this run as a model version with alias `candidate`."""
     reconcile_mirrors(context.settings)
     evidence = Evidence(**{name: context.inputs[name] for name in STAGE.needs})
     proofs.check(evidence)
-    adapter_sha256 = str(evidence.train.facts["adapter_sha256"])
-    proofs.verify_adapter(context.storage, evidence.adapter, adapter_sha256)
+    weights = evidence.weights
+    verify(context.storage, weights)
     tags = model_tags(context, evidence)
-    # One registration at a time: two runs with the same adapter must not make two versions.
+    # One registration at a time: two runs with the same weights must not make two versions.
     with ledger(context.settings) as connection, tracking.answering(context.settings) as client:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version, new = _version(client, context.settings, evidence, tags)
@@ -44,15 +46,16 @@ def run(context: StageContext, options: Options) -> StageResult:
         client.set_registered_model_alias(name, ALIAS, version)
         run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
     return StageResult(
-        counts={"files": len(evidence.adapter), "bytes": sum(a.bytes for a in evidence.adapter.values())},
-        facts={
+        counts={"files": len(weights.files), "bytes": sum(a.bytes for a in weights.files.values())},
+        facts=release_columns(weights, evidence.train)
+        | {
             "model_name": name,
             "model_version": version,
             "new_version": new,
-            "adapter_uri": tags["adapter_uri"],
-            "adapter_sha256": adapter_sha256,
-            "base_model": tags["base_model"],
-            "base_revision": tags["base_revision"],
+            "weights": weights.kind,
+            "weights_uri": weights.uri,
+            "weights_sha256": weights.sha256,
+            "trained_from": tags["trained_from"],
             "dataset_sha256": tags["dataset_sha256"],
             "recipe": tags["recipe"],
             "verdict": "promote",
@@ -67,14 +70,17 @@ def run(context: StageContext, options: Options) -> StageResult:
 
 def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
     """Return the tags of the model version: what made it, and where the proof is."""
-    facts = evidence.train.facts
+    facts, weights = evidence.train.facts, evidence.weights
+    columns = release_columns(weights, evidence.train)
     return {
-        "adapter_sha256": str(facts["adapter_sha256"]),
-        "adapter_uri": str(facts["adapter_uri"]).rstrip("/"),
+        "weights": weights.kind,
+        f"{weights.kind}_sha256": weights.sha256,
+        f"{weights.kind}_uri": weights.uri,
         "training_fingerprint": str(facts["training_fingerprint"]),
         "dataset_sha256": str(evidence.validate_dataset.facts["dataset_sha256"]),
-        "base_model": str(facts["base_model"]),
-        "base_revision": str(evidence.train.facts["base_revision"]),
+        "trained_from": str(facts["base_model"]),
+        "base_model": columns["base_model"],
+        "base_revision": columns["base_revision"],
         "recipe": str(facts["recipe"]),
         "code_revision": code_revision(context.settings),
         "evidence": evidence.gate.uri,
@@ -84,17 +90,18 @@ def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
 
 
 def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str, str]) -> tuple[str, bool]:
-    """Return the model version of this adapter, and whether it is new."""
-    name, source = settings.model_name, tags["adapter_uri"]
+    """Return the model version of these weights, and whether it is new."""
+    name, source, kind = settings.model_name, evidence.weights.uri, evidence.weights.kind
+    key, sha256 = f"{kind}_sha256", evidence.weights.sha256
     _ensure_model(client, name)
     here = client.search_model_versions(f"name = '{name}' AND source_path = '{source}'")
     for version in here:
-        if version.tags.get("adapter_sha256") != tags["adapter_sha256"]:
+        if version.tags.get(key) != sha256:
             raise ReleaseError(
-                f"expected adapter {version.tags.get('adapter_sha256')} at {source} (version {version.version} of {name}), "
-                f"found {tags['adapter_sha256']}. Next: find out who rewrote that folder; do not release either."
+                f"expected {kind} {version.tags.get(key)} at {source} (version {version.version} of {name}), "
+                f"found {sha256}. Next: find out who rewrote that folder; do not release either."
             )
-    same = client.search_model_versions(f"name = '{name}' AND tags.adapter_sha256 = '{tags['adapter_sha256']}'")
+    same = client.search_model_versions(f"name = '{name}' AND tags.{key} = '{sha256}'")
     if same:
         known = min(same, key=lambda version: int(version.version))
         for tag, value in tags.items():  # the newest proof about these bytes
@@ -106,7 +113,7 @@ def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str
         source=source,
         run_id=str(evidence.train.facts["mlflow_run_id"]),
         tags=tags,
-        description=f"LoRA adapter of {tags['base_model']}, recipe {tags['recipe']}.",
+        description=f"{_KINDS[kind]} {tags['trained_from']}, recipe {tags['recipe']}.",
     )
     return str(made.version), True
 
@@ -119,7 +126,7 @@ def _ensure_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        client.create_registered_model(name, description="Adapters of the assistant. `champion` is live.")
+        client.create_registered_model(name, description="Weights of the assistant. `champion` is live.")
 
 
 def _run_url(client: Any, settings: Settings, run_id: str) -> str:

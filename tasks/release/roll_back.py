@@ -1,6 +1,6 @@
 """Go back to an earlier release: a new row of the ledger with that release's parts.
 
-Reads the ledger, the kept evidence and every byte of the earlier adapter, and the chunks of its index
+Reads the ledger, the kept evidence and every byte of the earlier weights, and the chunks of its index
 version. Writes one row of kind `rollback`, then mirrors it into MLflow. `release` 0 means the newest
 earlier release that answers differently. Fails with `ReleaseError` when the release is unknown, is live,
 or its index version was retired, and with `ManifestError` when bytes are gone.

@@ -8,11 +8,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.errors import ModelError
-from tasks.evaluation.scores import score
+from tasks.evaluation.scores import BASE, score
 from tasks.training.adapters import WEIGHTS
 from tasks.training.encoding import encode
+from tasks.training.recipes import load_recipe
 from tests.tiny_model import make_adapter, make_model, pair
 
+RECIPE = load_recipe("smoke_cpu")
+RECIPE = RECIPE.model_copy(
+    update={
+        "data": RECIPE.data.model_copy(update={"system_prompt": "", "max_tokens": 200}),
+        "evaluation": RECIPE.evaluation.model_copy(update={"rows_per_batch": 3}),
+    }
+)
 ROWS = [pair(str(n), f"What is {n}?", "It is " + "very " * n + "good.") for n in range(7)]
 
 
@@ -22,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_row_has_its_own_loss_in_its_own_place(base: Path) -> None:
-    (_name, found), *_ = score(base, {}, ROWS, "", 200, 3, "cpu")
+    ((_name, found),) = score(base, {BASE: None}, ROWS, RECIPE)
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
     for row, one in zip(encode(tokenizer, ROWS, "", 200), found.scores, strict=True):
         with torch.no_grad():
@@ -34,8 +42,8 @@ def test_each_row_has_its_own_loss_in_its_own_place(base: Path) -> None:
 
 def test_adapters_are_switched_not_mixed(base: Path, tmp_path: Path) -> None:
     first, second = (make_adapter(base, tmp_path / str(seed), seed) for seed in (2, 3))
-    both = dict(score(base, {"a": first, "b": second}, ROWS, "", 200, 3, "cpu"))
-    alone = dict(score(base, {"b": second}, ROWS, "", 200, 3, "cpu"))
+    both = dict(score(base, {"a": first, "b": second, BASE: None}, ROWS, RECIPE))
+    alone = dict(score(base, {BASE: None, "b": second}, ROWS, RECIPE))
     assert [s.loss for s in both["b"].scores] == pytest.approx([s.loss for s in alone["b"].scores], rel=1e-5)
     assert [s.loss for s in both["base"].scores] == pytest.approx([s.loss for s in alone["base"].scores], rel=1e-5)
     assert float((both["a"].probe - both["base"].probe).abs().max()) > 1e-3
@@ -43,7 +51,7 @@ def test_adapters_are_switched_not_mixed(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_untrained_adapter_changes_no_logit(base: Path, tmp_path: Path) -> None:
-    found = dict(score(base, {"a": make_adapter(base, tmp_path, trained=False)}, ROWS, "", 200, 3, "cpu"))
+    found = dict(score(base, {BASE: None, "a": make_adapter(base, tmp_path, trained=False)}, ROWS, RECIPE))
     assert float((found["a"].probe - found["base"].probe).abs().max()) == 0
 
 
@@ -51,4 +59,25 @@ def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> N
     weights = make_adapter(base, tmp_path) / WEIGHTS
     save_file({name.replace("layers.1", "layers.5"): value for name, value in load_file(weights).items()}, weights)
     with pytest.raises(ModelError, match="fit"):
-        dict(score(base, {"a": tmp_path}, ROWS, "", 200, 3, "cpu"))
+        dict(score(base, {"a": tmp_path}, ROWS, RECIPE))
+
+
+def test_a_whole_model_is_scored_on_its_own_with_the_tokens_of_its_base(base: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path, seed=7)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).unlink()
+    of_base = dict(score(base, {BASE: None}, ROWS, RECIPE))[BASE]
+    found = dict(score(other, {"candidate": None}, ROWS, RECIPE, base))["candidate"]
+    assert [(s.id, s.tokens) for s in found.scores] == [(s.id, s.tokens) for s in of_base.scores]
+    assert float((found.probe - of_base.probe).abs().max()) > 1e-3
+
+
+def test_a_text_counts_every_token(base: Path) -> None:
+    text = {"id": "t", "source": "m", "origin": "corpus", "text": "A list is a sequence."}
+    ((_name, found),) = score(base, {BASE: None}, [text], RECIPE)
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([[*tokenizer(text["text"])["input_ids"], tokenizer.eos_token_id]])
+    with torch.no_grad():
+        mean = model(ids, labels=ids).loss
+    assert found.scores[0].tokens == ids.shape[1] - 1
+    assert found.scores[0].loss == pytest.approx(float(mean) * found.scores[0].tokens, rel=1e-4)

@@ -12,7 +12,7 @@ BOUNDS = load_recipe("demo").evaluation
 METRICS = {
     "base_loss": 4.0, "candidate_loss": 3.0, "difference": -1.0, "difference_low": -1.2, "difference_high": -0.8,
 }  # fmt: skip
-FACTS = {"rows": 60, "output_changed": True, "adapter_sha256": "new", "champion_adapter_sha256": None}
+FACTS = {"rows": 60, "output_changed": True, "weights_sha256": "new", "champion_weights_sha256": None}
 
 
 def word(metrics: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> str:
@@ -23,7 +23,7 @@ def test_a_better_candidate_is_promoted() -> None:
     verdict = judge(METRICS, FACTS, BOUNDS)
     assert verdict.word == "promote"
     assert "-1.000 against the base model on 60 rows" in verdict.reason
-    assert "the champion" in judge(METRICS, FACTS | {"champion_adapter_sha256": "old"}, BOUNDS).reason
+    assert "the champion" in judge(METRICS, FACTS | {"champion_weights_sha256": "old"}, BOUNDS).reason
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -47,14 +47,14 @@ def test_a_missing_figure_holds(name: str) -> None:
         ({}, {"rows": None}, "hold"),
         ({}, {"output_changed": False}, "hold"),
         ({}, {"output_changed": None}, "hold"),
-        ({}, {"champion_adapter_sha256": "new"}, "hold"),
+        ({}, {"champion_weights_sha256": "new"}, "hold"),
         ({"difference_high": 0.0}, {}, "review"),
         ({"difference_high": BOUNDS.review_margin}, {}, "review"),
         ({"difference_high": BOUNDS.review_margin * 1.01}, {}, "hold"),
         ({"difference": 0.5, "difference_low": 0.1, "difference_high": 0.9}, {}, "hold"),
         ({"difference": 0.0, "difference_low": 0.0, "difference_high": 0.0}, {}, "hold"),
         ({"difference": -2.0}, {}, "hold"),
-        ({"candidate_loss": 4.5}, {"champion_adapter_sha256": "old"}, "review"),
+        ({"candidate_loss": 4.5}, {"champion_weights_sha256": "old"}, "review"),
     ],
 )
 def test_the_table(metrics: dict[str, Any], facts: dict[str, Any], expected: str) -> None:
@@ -63,3 +63,10 @@ def test_the_table(metrics: dict[str, Any], facts: dict[str, Any], expected: str
 
 def test_nothing_at_all_holds() -> None:
     assert judge({}, {}, BOUNDS).word == "hold"
+
+
+def test_an_earlier_measurement_names_the_adapter() -> None:
+    earlier = {"rows": 60, "output_changed": True, "adapter_sha256": "new", "champion_adapter_sha256": None}
+    assert judge(METRICS, earlier, BOUNDS).word == "promote"
+    verdict = judge(METRICS, earlier | {"champion_adapter_sha256": "new"}, BOUNDS)
+    assert (verdict.word, "nothing new" in verdict.reason) == ("hold", True)

@@ -56,10 +56,12 @@ class House:
         champion: int | None = None,
         held_out: str = "one",
         gate_facts: dict[str, Any] | None = None,
+        kind: str = "adapter",
     ) -> str:
-        """Return the run folder of a fine-tune up to its gate; the adapter's weights are `weights`."""
+        """Return the run folder of a fine-tune up to its gate; what it trained, of that kind, is `weights`."""
         run = self.run("fine_tune")
-        adapter = f"s3://{self.settings.s3_bucket}/models/{digest(weights.hex())}/adapter"
+        prefix, stem = ("adapter", "adapter_") if kind == "adapter" else ("model", "")
+        folder = f"s3://{self.settings.s3_bucket}/models/{digest(weights.hex())}/{prefix}"
         mlflow_run = self.mlflow_run()
 
         def dataset(context: StageContext, options: NoOptions) -> StageResult:
@@ -71,15 +73,13 @@ class House:
 
         def train(context: StageContext, options: Training) -> StageResult:
             files = {
-                "adapter/adapter_model.safetensors": context.storage.put_bytes(
-                    f"{adapter}/adapter_model.safetensors", weights
-                ),
-                "adapter/adapter_config.json": context.storage.put_json(f"{adapter}/adapter_config.json", {"r": 8}),
+                f"{stem}model.safetensors": context.storage.put_bytes(f"{folder}/{stem}model.safetensors", weights),
+                f"{stem}config.json": context.storage.put_json(f"{folder}/{stem}config.json", {"r": 8}),
             }
-            sha256 = digest_of({name.removeprefix("adapter/"): artifact for name, artifact in files.items()})
             facts = {
-                "adapter_uri": adapter,
-                "adapter_sha256": sha256,
+                "weights": prefix,
+                f"{prefix}_uri": folder,
+                f"{prefix}_sha256": digest_of(files),
                 "training_fingerprint": digest(weights.hex()),
                 "mlflow_run_id": mlflow_run,
                 "recipe": "test",
@@ -87,7 +87,8 @@ class House:
                 "base_revision": "b" * 40,
                 "reused": False,
             }
-            return StageResult(outputs=files, facts=facts, counts={"steps": 8, "rows": 64}, base_model="b" * 40)
+            outputs = {f"{prefix}/{name}": artifact for name, artifact in files.items()}
+            return StageResult(outputs=outputs, facts=facts, counts={"steps": 8, "rows": 64}, base_model="b" * 40)
 
         def evaluate(context: StageContext, options: NoOptions) -> StageResult:
             metrics = {"base_loss": 3.5, "candidate_loss": 3.0, "difference": -0.5}
@@ -95,7 +96,7 @@ class House:
             bounds |= {f"{name}_high": value + 0.1 for name, value in metrics.items()}
             facts = {
                 "champion_release": champion,
-                "adapter_sha256": context.inputs["train"].facts["adapter_sha256"],
+                "weights_sha256": context.inputs["train"].facts[f"{prefix}_sha256"],
                 "held_out_sha256": context.input("validate_dataset", "held_out").sha256,
                 "output_changed": True,
                 "rows": 40,
@@ -106,7 +107,7 @@ class House:
         def gate(context: StageContext, options: NoOptions) -> StageResult:
             measured = context.inputs["evaluate"].facts
             facts = {"verdict": verdict, "reason": "the interval is below zero"} | {
-                name: measured[name] for name in ("adapter_sha256", "held_out_sha256")
+                name: measured[name] for name in ("weights_sha256", "held_out_sha256")
             }
             return StageResult(
                 facts=facts | (gate_facts or {}), status="complete" if verdict == "promote" else "refused"

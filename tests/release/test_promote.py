@@ -1,10 +1,12 @@
 """Releases end to end, on a real Postgres, S3 and MLflow: register, propose, promote, roll back."""
 
+import hashlib
 from typing import Any
 
 import psycopg
 import pytest
 
+from tasks import models
 from tasks.contracts import Manifest
 from tasks.database import connect
 from tasks.errors import ManifestError, OptionError, ReleaseError
@@ -57,7 +59,7 @@ def test_a_refused_gate_leads_nowhere(house: Any) -> None:
 
 
 def test_a_verdict_about_other_bytes_leads_nowhere(house: Any) -> None:
-    for name in ("adapter_sha256", "held_out_sha256"):
+    for name in ("weights_sha256", "held_out_sha256"):
         with pytest.raises(ReleaseError, match="a verdict about its own bytes"):
             house.stage("register", house.tuned(b"one", gate_facts={name: "0" * 64}))
 
@@ -297,6 +299,65 @@ def test_the_ledger_refuses_changes(house: Any) -> None:
         with connect(house.url) as connection, pytest.raises(psycopg.errors.RaiseException, match="only added to"):
             connection.execute(statement.encode())
         assert getattr(live(house), "reason", None) == "better"
+
+
+def test_a_whole_model_is_released_as_its_own_base(house: Any) -> None:
+    house.index()
+    candidate = house.candidate(b"whole", kind="model")
+    assert (candidate.facts["weights"], candidate.facts["trained_from"]) == ("model", "package:tests/base")
+    assert house.candidate(b"whole", kind="model").facts["new_version"] is False
+    house.promote(candidate.uri)
+    release = live(house)
+    assert release is not None
+    assert (release.adapter_uri, release.adapter_sha256) == (None, None)
+    assert release.base_model == candidate.facts["weights_uri"]
+    assert release.base_revision == models.revision_of({"model.safetensors": hashlib.sha256(b"whole").hexdigest()})
+    assert alias(house, "champion") == "1"
+    # Neither of the two has an adapter: they are told apart by the model.
+    with pytest.raises(ReleaseError, match="found one against release none"):
+        house.promote(house.candidate(b"other", kind="model").uri)
+    other = house.promote(house.candidate(b"other", kind="model", champion=1).uri)
+    assert (other.facts["release"], other.facts["adapter_sha256"]) == (2, None)
+    assert "already answers" in house.stage("propose", house.run("promote_release")).reason
+    # Then an adapter upon a base model, and a new index under a whole model.
+    assert house.promote(house.candidate(b"one", champion=2).uri).facts["adapter_sha256"] is not None
+    back = house.stage("roll_back", house.run("roll_back"), reason="worse", approved_by="Ada", release="1")
+    assert back.facts["base_model"] == release.base_model
+    body = house.stage("propose", house.run("promote_release"), candidate=house.candidate(b"one", champion=4).uri)
+    assert "| adapter | none (whole model) |" in body.facts["body"] and "this adapter was live" in body.facts["body"]
+    house.index()
+    switched = house.stage(Stage("switch_index", StageOptions, lambda *_: StageResult()), house.run("sync_knowledge"))
+    assert house.promote(index=switched.uri).facts["base_revision"] == release.base_revision
+
+
+def test_a_changed_or_added_file_of_a_whole_model_is_refused(house: Any) -> None:
+    house.index()
+    candidate = house.candidate(b"whole", kind="model")
+    folder = candidate.facts["weights_uri"]
+    house.storage.put_bytes(f"{folder}/added.safetensors", b"more")
+    with pytest.raises(ManifestError, match="found .*added.safetensors too"):
+        house.promote(candidate.uri)
+    house.storage.delete_prefix(f"{folder}/added.safetensors")
+    forge(house, f"{folder}/model.safetensors", b"wh0le")
+    with pytest.raises(ManifestError, match="sha256"):
+        house.promote(candidate.uri)
+    forge(house, f"{folder}/model.safetensors", b"whole")
+    register = candidate.model_copy(update={"facts": candidate.facts | {"base_revision": "0" * 64}})
+    house.storage.write_manifest(register)
+    with pytest.raises(ReleaseError, match="expected base_revision"):
+        house.promote(candidate.uri)
+    assert live(house) is None
+
+
+def test_a_verdict_from_before_kinds_were_named_still_counts(house: Any) -> None:
+    house.index()
+    run = house.tuned(b"one")
+    for stage in ("train", "evaluate", "gate"):
+        manifest: Manifest = house.storage.require_manifest(run, stage)
+        facts = {name.replace("weights_", "adapter_"): value for name, value in manifest.facts.items()}
+        facts.pop("weights", None)
+        house.storage.write_manifest(manifest.model_copy(update={"facts": facts}))
+    assert house.promote(house.stage("register", run).uri).facts["release"] == 1
 
 
 def test_bad_rollbacks_are_told(house: Any) -> None:

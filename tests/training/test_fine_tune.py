@@ -119,7 +119,7 @@ def better(manifest: Manifest) -> dict[str, Any]:
 
 
 def other_adapter(manifest: Manifest) -> dict[str, Any]:
-    return {"facts": manifest.facts | {"adapter_sha256": "0" * 64}}
+    return {"facts": manifest.facts | {"weights_sha256": "0" * 64}}
 
 
 def other_rows(manifest: Manifest) -> dict[str, Any]:
