@@ -38,7 +38,7 @@ def make_index(bench: Bench) -> None:
 def test_all_weights_are_trained_judged_registered_released_and_served(bench: Bench, tiny: str, tmp_path: Path) -> None:
     bench.environment["MILLRACE_MODEL_NAME"] = f"whole-{uuid.uuid4().hex}"
     recipe = full(tmp_path)
-    run, release = validate_new(bench, tmp_path, recipe), bench.new_run()
+    run, release = validate_new(bench, tmp_path), bench.new_run()
     train = bench.train(run, recipe=recipe, base_model=tiny)
     assert (train["facts"]["weights"], train["facts"]["ranks"]) == ("model", 2)
     evaluate = bench.run("evaluate", run)
