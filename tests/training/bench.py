@@ -61,7 +61,7 @@ class Bench:
         return found
 
 
-def validate_new(bench: Bench, folder: Path) -> str:
+def validate_new(bench: Bench, folder: Path, recipe: str = TINY) -> str:
     """Return a run folder with a validated dataset that no other test has."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
     mark = uuid.uuid4().hex[:6]
@@ -78,7 +78,7 @@ def validate_new(bench: Bench, folder: Path) -> str:
     path = folder / "examples.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     run = bench.new_run()
-    bench.run("build_dataset", run, examples=str(path), recipe=TINY)
+    bench.run("build_dataset", run, examples=str(path), recipe=recipe)
     bench.run("validate_dataset", run)
     return run
 

@@ -30,7 +30,7 @@ def recipe(folder: Path, **changes: dict[str, Any]) -> str:
     values: dict[str, Any] = yaml.safe_load(repository_path(TINY).read_text())
     values["optimisation"] |= {"rows_per_step": 4, "rows_per_batch": 1, "epochs": 5}
     for part, change in changes.items():
-        values[part] |= change
+        values[part] = values.get(part, {}) | change
     path = folder / f"{uuid.uuid4().hex}.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
@@ -168,3 +168,16 @@ def test_a_loss_that_goes_wrong_ends_the_training_for_good(
     assert "TrainingDiverged: expected the loss to stay finite" in found["log"]
     assert bench.storage.read_manifest(f"{run}/train/manifest.json") is None
     assert not any("/adapter/" in uri for uri, _, _ in bench.storage.list(f"{bench.bucket}/models/"))
+
+
+def test_it_ends_when_the_validation_loss_no_longer_improves(bench: Bench, tiny: str, tmp_path: Path) -> None:
+    forget(bench)
+    stopping = {"evaluate_every_steps": 3, "patience": 2, "min_improvement": 100.0}
+    path = recipe(tmp_path, lora=LORA, data={"train_rows": 24, "validation_rows": 8}, stopping=stopping)
+    run = validate_new(bench, tmp_path, path)
+    found = bench.train(run, recipe=path, base_model=tiny)
+    assert (found["facts"]["outcome"], found["counts"]["steps"]) == ("early_stop", 9)
+    rows = list(bench.storage.get_rows(bench.manifest(run, "train").outputs["loss_curve"]))
+    validation = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert list(validation) == [3, 6, 9]
+    assert found["metrics"]["validation_loss"] == min(validation.values())
