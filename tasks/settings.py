@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     )
     node_rank: int | None = Field(default=None, ge=0, description="Number of this node in a training of several")
     master_address: str | None = Field(default=None, description="Address of node 0 in a training of several nodes")
-    gpus_per_node: int = Field(default=8, ge=1, description="GPUs of one node of the pool; more in one pod fail at once")
+    gpus_per_node: int = Field(
+        default=8, ge=1, description="GPUs of one node of the pool; more in one pod fail at once"
+    )
     gpu_pod_cpus: float = Field(default=6, gt=0, description="CPUs a pod asks for with each of its GPUs")
     gpu_pod_memory_gb: float = Field(default=28, gt=0, description="Memory (GiB) of a pod for each of its GPUs")
     gpu_pod_scratch_gb: float = Field(default=100, gt=0, description="Scratch disk (GiB) of a pod with GPUs")
