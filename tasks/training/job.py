@@ -163,10 +163,11 @@ class Job:
     ) -> dict[str, Any]:
         """Check and upload what was trained; return it as `training.json` will say it."""
         plan, storage, proof = self.plan, self.context.storage, proofs[0]
+        start = local / "start" if plan.adapter else None
         if plan.whole:
             kind, final = "model", adapters.finish_model(local / "model", plan.base_folder)
         else:
-            kind, final = "adapter", adapters.finish(local / "adapter", local / "final", plan.base_model)
+            kind, final = "adapter", adapters.finish(local / "adapter", local / "final", plan.base_model, start)
         outputs = {f"{kind}/{name}": item for name, item in storage.put_folder(f"{self.folder}/{kind}", final).items()}
         outputs["loss_curve"] = storage.put_rows(f"{self.folder}/loss_curve.jsonl", curve.rows)
         outputs["recipe"] = storage.put_json(f"{self.folder}/recipe.json", plan.recipe.model_dump(mode="json"))

@@ -18,7 +18,7 @@ from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_set
 from tasks.training import fit, flops, packing
 from tasks.training.encoding import encode, encode_pairs
 from tasks.training.estimate import Estimate, Work, estimate
-from tasks.training.recipes import Recipe, load_recipe
+from tasks.training.recipes import Recipe, load_recipe, require_packages
 from tasks.training.rows import Row
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Report:
 def run(context: StageContext, options: Options) -> StageResult:
     """Measure the rows, check that all fits together, and estimate time and cost."""
     recipe = load_recipe(options.recipe)
+    require_packages(recipe)
     world = ranks(recipe, options.gpus_per_node) * recipe.distribution.nodes
     recipe.accumulation(world)
     folder = models.fetch_tokenizer(options.base_model, context.settings.cache_dir, context.storage)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tasks.errors import RecipeError, SettingsError
 from tasks.settings import Settings
-from tasks.training.recipes import Recipe
+from tasks.training.recipes import Recipe, require_packages
 
 _PORT = 29500  # of node 0, where the ranks of several nodes meet
 
@@ -40,6 +40,7 @@ class Team:
 
 def gather(recipe: Recipe, settings: Settings) -> Team:
     """Return the team of this training as seen from this machine. Raises RecipeError, SettingsError."""
+    require_packages(recipe)
     nodes = recipe.distribution.nodes
     per_node = _ranks_here(recipe)
     if nodes == 1:
