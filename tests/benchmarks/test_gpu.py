@@ -30,8 +30,9 @@ def test_the_comparison_runs_on_a_small_shape() -> None:
     )
     lengths = gpu.mixed_lengths(60, longest=100)
     ours, bare = gpu.compare(Shape(32, 64, 2, 4, 2), recipe, lengths, rounds=1)
-    # Both trained on every row once; ours filled its last step with packs taken twice.
-    assert sum(lengths) * 0.9 < sum(bare[0].tokens) <= sum(ours[0].tokens) < sum(lengths) * 1.3
+    # Both trained on every row once; ours may fill its last step with packs taken twice.
+    for run in (bare[0], ours[0]):
+        assert sum(lengths) * 0.9 < sum(run.tokens) < sum(lengths) * 1.3
     assert len(bare[0].at) == 8  # 60 rows in batches of 8
     assert gpu.ratio(ours, bare) > 0
     assert 0 < ours[0].median("flops_utilisation") < 1
