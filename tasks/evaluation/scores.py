@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ModelError
 from tasks.evaluation.paired import Score
-from tasks.training.adapters import WEIGHTS
+from tasks.training.adapters import require_loaded
 from tasks.training.encoding import Encoded, by_length, encode, pad, pad_id
 from tasks.training.recipes import Recipe
 
@@ -61,7 +60,7 @@ def score(
                 model.set_adapter(name)
             else:
                 model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
-            _require_loaded(model, name, adapter)
+            require_loaded(model, name, adapter)
         yield name, _score(model.eval(), examples, how_many, pad_id(tokenizer))
 
 
@@ -84,16 +83,3 @@ def _score(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) 
                 tokens = sum(label != -100 for label in examples[row].labels[1:])
                 found[row] = Score(examples[row].id, float(sums[place]), tokens)
     return Scored([found[row] for row in range(len(examples))], probe)
-
-
-def _require_loaded(model: Any, name: str, folder: Path) -> None:
-    """Prove that every matrix of the adapter's file is in the model: PEFT only warns about those it cannot place."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    inside, filed = get_peft_model_state_dict(model, adapter_name=name), load_file(folder / WEIGHTS)
-    if inside.keys() != filed.keys() or any(inside[key].shape != filed[key].shape for key in filed):
-        raise ModelError(
-            f"expected the adapter {name} to fit the base model, found {len(filed)} matrices of which "
-            f"{len(inside.keys() & filed.keys())} fit. Next: evaluate it with the base model it was trained on."
-        )

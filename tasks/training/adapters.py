@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.contracts import Artifact
 from tasks.errors import ModelError
@@ -24,9 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def files_of(
-    outputs: Mapping[str, Artifact], kind: Literal["adapter", "model"] | str = "adapter"
-) -> dict[str, Artifact]:
+def files_of(outputs: Mapping[str, Artifact], kind: str = "adapter") -> dict[str, Artifact]:
     """Return the trained files among the outputs of `train`, by their name inside their folder."""
     return {name.removeprefix(f"{kind}/"): item for name, item in outputs.items() if name.startswith(f"{kind}/")}
 
@@ -43,6 +41,23 @@ def read_folder(storage: Storage, uri: str) -> dict[str, Artifact]:
         body = storage.get_bytes(place)
         found[name] = Artifact(uri=place, sha256=hashlib.sha256(body).hexdigest(), bytes=len(body))
     return found
+
+
+def require_loaded(model: Any, name: str, folder: Path) -> None:
+    """Prove that every matrix of the file in `folder` is in the model, as its adapter `name`. Raises ModelError.
+
+    PEFT only warns about those it cannot place.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    inside, filed = get_peft_model_state_dict(model, adapter_name=name), load_file(folder / WEIGHTS)
+    fitting = [key for key in filed if key in inside and inside[key].shape == filed[key].shape]
+    if len(fitting) != len(filed) or len(inside) != len(filed):
+        raise ModelError(
+            f"expected the adapter {name} to fit the base model, found {len(filed)} matrices of which "
+            f"{len(fitting)} fit. Next: use it with the base model it was trained on."
+        )
 
 
 def finish(saved: Path, folder: Path, base_model: str, start: Path | None = None) -> Path:

@@ -66,7 +66,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return the loss of one part of a step. DeepSpeed averages over ranks, hence the factor."""
-        losses, _rows, _logits = answer_losses(model, inputs)
+        losses = self.batch_losses(model, inputs)
         if num_items_in_batch is None:
             return losses.mean()
         return losses.sum() / num_items_in_batch * self.accelerator.num_processes

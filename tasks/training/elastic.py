@@ -7,7 +7,6 @@ folder. Fails with `ModelError` when the tool does not convert it.
 """
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ModelError
+from tasks.training.ranks import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ def convert(folder: Path, made_by: int, for_ranks: int) -> None:
             *("--input_folder", str(plain), "--output_folder", str(universal), "--inject_missing_state"),
             *("--num_extract_workers", "1", "--num_merge_workers", "1"),
         ],
-        env={name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "AWS_", "AIRFLOW"))}
-        | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        env=without_credentials() | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -63,7 +63,7 @@ def estimate(
         basis = f"{found.tokens_per_second:,.0f} tokens/s a rank in {found.run}"
     else:
         rate = settings.gpu_tflops if cuda else _CPU_TFLOPS
-        seconds = work.tokens * token_flops(shape, recipe, work.context_length) / (rate * 1e12 * work.world)
+        seconds = work.tokens * flops.token_flops(shape, recipe, work.context_length) / (rate * 1e12 * work.world)
         seconds += _AROUND_SECONDS
         said = "MILLRACE_GPU_TFLOPS" if cuda else "assumed of a CPU rank"
         basis = f"floating-point operations at {rate:g} TFLOP/s a rank ({said}); no earlier training tells"
@@ -89,21 +89,6 @@ def earlier(context: StageContext, recipe: str, base_model: str) -> Earlier | No
         if manifest is not None and (found := _told(manifest, recipe, base_model)) is not None:
             return found
     return None
-
-
-def token_flops(shape: flops.Shape, recipe: Recipe, context_length: float) -> float:
-    """Return the floating-point operations that one token of training takes; method dpo runs the reference model too.
-
-    As the worker counts them, but with an output for every token, not for answers only: an upper bound.
-    """
-    weights = shape.block_parameters + shape.head_parameters
-    last = recipe.lora.last_layers if recipe.lora else None
-    reached = min(1.0, last / shape.blocks) if last else 1.0
-    frozen = recipe.tuning != "full"
-    work = flops.per_token(weights, shape.blocks, shape.width, context_length, frozen_base=frozen, reached=reached)
-    if recipe.method == "dpo":
-        work += 2 * weights + 2 * shape.blocks * shape.width * context_length
-    return work
 
 
 def _told(manifest: Manifest, recipe: str, base_model: str) -> Earlier | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.training.recipes import Recipe
+
 _SIZE = {"cuda": 8192, "cpu": 1024}
 _REPEATS = {"cuda": 10, "cpu": 4}
 
@@ -35,6 +37,21 @@ def per_token(
     forward = 2 * parameters + 2 * layers * width * mean_tokens
     backward = 2 * parameters + 4 * layers * width * mean_tokens
     return forward + reached * backward + (0 if frozen_base else 2 * parameters)
+
+
+def token_flops(shape: Shape, recipe: Recipe, mean_tokens: float, answered: float = 1.0) -> float:
+    """Return the operations that one token of a training with this recipe takes.
+
+    `answered` is the share of the tokens that the output layer is computed for; where it is not known, all. Adapters on the
+    `last_layers` end the way back early; method dpo runs the reference model too.
+    """
+    weights = shape.block_parameters + shape.head_parameters * answered
+    last = recipe.lora.last_layers if recipe.lora else None
+    reached = min(1.0, last / shape.blocks) if last else 1.0
+    work = per_token(weights, shape.blocks, shape.width, mean_tokens, recipe.tuning != "full", reached)
+    if recipe.method == "dpo":
+        work += 2 * weights + 2 * shape.blocks * shape.width * mean_tokens
+    return work
 
 
 def context(lengths: Sequence[int]) -> float:

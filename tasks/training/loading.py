@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ModelError
+from tasks.training.adapters import require_loaded
 from tasks.training.recipes import Recipe, require_packages
 
 
@@ -82,7 +83,7 @@ def with_adapter(model: Any, start: str | None, recipe: Recipe) -> Any:
         return get_peft_model(model, lora_config(recipe, model.config.num_hidden_layers))
     config = start_config(Path(start), recipe)
     tuned = PeftModel.from_pretrained(model, start, is_trainable=True, config=config)
-    _require_loaded(tuned, Path(start))
+    require_loaded(tuned, "default", Path(start))
     if recipe.method == "dpo":
         tuned.load_adapter(start, REFERENCE, is_trainable=False)
         tuned.set_adapter("default")
@@ -121,19 +122,3 @@ def start_config(start: Path, recipe: Recipe) -> Any:
     config.lora_dropout = recipe.lora.dropout
     config.inference_mode = False
     return config
-
-
-def _require_loaded(model: Any, start: Path) -> None:
-    """Prove that every matrix of the adapter's file found its place: PEFT only warns about those that do not."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    from tasks.training.adapters import WEIGHTS
-
-    inside, filed = get_peft_model_state_dict(model), load_file(start / WEIGHTS)
-    fitting = [name for name in filed if name in inside and inside[name].shape == filed[name].shape]
-    if len(fitting) != len(filed) or len(inside) != len(filed):
-        raise ModelError(
-            f"expected the adapter to start from to fit the base model, found {len(filed)} matrices of which "
-            f"{len(fitting)} fit. Next: start from the base model it was trained on."
-        )

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tasks.training.answers import AnswerTrainer, Batch, answer_losses
-from tasks.training.encoding import Pair, pad
+from tasks.training.answers import AnswerTrainer, Batch, Collator, answer_losses
+from tasks.training.encoding import Pair
 
 REFERENCE = "reference"  # the name of a frozen copy of the adapter that training started from
 TRAINED = "default"
@@ -23,11 +23,10 @@ class PairCollator:
     """Turn pairs into one padded batch: the better answers of all pairs, then the worse ones in the same order."""
 
     def __init__(self, fill: int) -> None:
-        self.fill = fill
+        self.rows = Collator(fill)
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
-        rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        return {name: torch.tensor(values) for name, values in pad(rows, self.fill).items()}
+        return self.rows([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
 
 
 def log_likelihoods(model: Any, batch: Batch) -> torch.Tensor:
@@ -62,17 +61,8 @@ class PreferenceTrainer(AnswerTrainer):
     def __init__(self, *arguments: Any, beta: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.beta = beta
-        self.model_accepts_loss_kwargs = False  # batches are of one size: the mean over them is the mean over pairs
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the mean loss of the pairs of one part of a step."""
-        return self.batch_losses(model, inputs).mean()
+        # Batches are of one size: the mean over them is the mean over pairs, and the trainer counts no answer tokens.
+        self.model_accepts_loss_kwargs = False
 
     def batch_losses(self, model: Any, inputs: Batch) -> torch.Tensor:
         """Return the loss of each pair. The reference comes first: its answers must not be in the policy's graph."""

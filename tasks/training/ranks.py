@@ -153,10 +153,14 @@ def command(folder: Path, team: Team) -> list[str]:
     ]
 
 
+def without_credentials() -> dict[str, str]:
+    """Return this process's environment without settings and credentials, for processes that need none."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "AWS_", "AIRFLOW"))}
+
+
 def environment(recipe: Recipe) -> dict[str, str]:
     """Return the environment of the ranks: ours without credentials, and nothing is fetched from a hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MILLRACE_", "AWS_", "AIRFLOW"))}
-    kept |= {
+    kept = without_credentials() | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

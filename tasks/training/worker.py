@@ -94,19 +94,8 @@ def speed_facts(trainer: "AnswerTrainer", recipe: Recipe, reading: Reading, foun
     import torch
 
     counts = reading.counts
-    # The output layer is computed for answers only; `last_layers` end the way back early; dpo runs a reference too.
-    weights = found.block_parameters + found.head_parameters * counts["answer_tokens"] / counts["tokens"]
-    last = recipe.lora.last_layers if recipe.lora else None
-    work = flops.per_token(
-        weights,
-        found.blocks,
-        found.width,
-        reading.context,
-        frozen_base=recipe.tuning != "full",
-        reached=min(1.0, last / found.blocks) if last else 1.0,
-    )
-    if recipe.method == "dpo":
-        work += 2 * weights + 2 * found.blocks * found.width * reading.context
+    answered = counts["answer_tokens"] / counts["tokens"]  # the output layer is computed for answers only
+    work = flops.token_flops(found, recipe, reading.context, answered)
     dtype = torch.float32 if recipe.distribution.accelerator == "cpu" else torch.bfloat16
     return {
         "step_tokens": reading.step_tokens,

@@ -9,7 +9,8 @@ import pytest
 
 from tasks.errors import DataError, ModelError, RecipeError
 from tasks.training import fit, flops
-from tasks.training.estimate import Estimate, token_flops
+from tasks.training.estimate import Estimate
+from tasks.training.flops import token_flops
 from tasks.training.plan_training import make_report, measured, ranks, table
 from tasks.training.recipes import Recipe, load_recipe
 from tests.tiny_model import make_adapter, make_model, make_tokenizer, pair
