@@ -21,6 +21,8 @@ from local.settings import PREFIX, REPOSITORY, LocalSettings
 from local.state import write_private
 
 BUCKET = "millrace"
+# Written at every start, read by the health check of S3.
+PROBE = ".stack/readable"
 ROLE = "millrace"
 ADMIN = "admin"
 # Other tools' variables in the user's shell would reach into the stack (a real AWS account, another Airflow).

@@ -2,7 +2,7 @@
 
     initdb            make Postgres' data folder (needs nothing running)
     databases         create the databases airflow, mlflow, millrace, and the extension vector
-    bucket            create the bucket
+    bucket            create the bucket, write the object that S3's health check reads
     airflow-migrate   `airflow db migrate`, unless this version of Airflow already migrated this database
     mlflow-migrate    `mlflow db upgrade`, only when an older MLflow made this database
 
@@ -45,9 +45,14 @@ def databases() -> None:
 
 
 def bucket() -> None:
-    """Create the bucket; the S3 server makes it itself a moment after its start, so both orders are fine."""
+    """Create the bucket, and write what the next start has to be able to read.
+
+    The S3 server makes the bucket itself a moment after its start, so both orders are fine.
+    """
     import boto3
     from botocore.config import Config
+
+    from local.environment import PROBE
 
     config = Config(retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=10)
     client = boto3.client("s3", endpoint_url=os.environ["MILLRACE_JOB_S3_URL"], config=config)
@@ -56,6 +61,7 @@ def bucket() -> None:
         with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=name)
             print(f"created bucket {name}")
+    client.put_object(Bucket=name, Key=PROBE, Body=b"readable\n")
 
 
 def _migrated_by(database: str) -> str | None:

@@ -7,21 +7,16 @@ Reads nothing but the settings and the secrets it is given; starts nothing.
 import hashlib
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from local import postgres
-from local.environment import BUCKET, ROLE, database_url, load_secrets
+from local.environment import BUCKET, PROBE, ROLE, database_url, load_secrets
 from local.errors import LocalError
+from local.health import Health, airflow_component, answers, postgres_ready, s3_readable
 from local.settings import LocalSettings, read_environment_file
-
-# Returns what is still missing, or None when healthy. Its argument is when the process was started.
-Health = Callable[[float], str | None]
 
 
 @dataclass(frozen=True)
@@ -49,60 +44,6 @@ class Part:
         """Return a digest of what the process would be started with: same digest, same process."""
         text = json.dumps([self.command, sorted(self.env.items())])
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def get(port: int, path: str, timeout: float = 3.0) -> tuple[int, bytes]:
-    """Return status and body of `GET path` on 127.0.0.1, past any proxy."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def answers(port: int, path: str) -> Health:
-    """Healthy when `GET path` is 200."""
-
-    def health(_: float) -> str | None:
-        try:
-            status, _body = get(port, path)
-        except (OSError, HTTPException) as error:
-            return f"GET 127.0.0.1:{port}{path}: {error}"
-        return None if status == 200 else f"GET 127.0.0.1:{port}{path}: status {status}"
-
-    return health
-
-
-def airflow_component(port: int, key: str, heartbeat: str) -> Health:
-    """Healthy when Airflow's monitor says so, by a heartbeat later than the start of the process."""
-
-    def health(started: float) -> str | None:
-        try:
-            status, body = get(port, "/api/v2/monitor/health")
-            found = json.loads(body)[key] if status == 200 else {}
-        except (OSError, HTTPException, ValueError, KeyError) as error:
-            return f"airflow-api does not answer yet: {error}"
-        if found.get("status") != "healthy":
-            return f"airflow-api says {key} is {found.get('status')}"
-        last = found.get(heartbeat)
-        if last is not None and datetime.fromisoformat(last).timestamp() < started:
-            return "no heartbeat since its start"
-        return None
-
-    return health
-
-
-def postgres_ready(port: int) -> Health:
-    """Healthy when `pg_isready` says that connections are accepted."""
-
-    def health(_: float) -> str | None:
-        command = [str(postgres.binaries() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-t", "3"]
-        code = subprocess.run(command, check=False, capture_output=True).returncode
-        return None if code == 0 else f"pg_isready -p {port} ended with {code}"
-
-    return health
 
 
 def table(settings: LocalSettings) -> list[Part]:
@@ -213,7 +154,7 @@ def s3_part(settings: LocalSettings, env: dict[str, str]) -> Part:
         [str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "mini", *options],
         # No GOMEMLIMIT: below what it needs, the collector ran without pause (13 % of a core while idle, for 13 MB).
         {**env, "GOGC": "50"},
-        answers(settings.ports["s3"], "/healthz"),
+        s3_readable(settings.ports["s3"], env, f"/{BUCKET}/{PROBE}"),
         settings.s3_ports(),
         f"http://127.0.0.1:{settings.ports['s3']}",
         cwd=data,

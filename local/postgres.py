@@ -9,6 +9,7 @@ checkout below a 0700 home), it is given the right to pass (CAP_DAC_OVERRIDE) by
 of the user's needs another mode.
 """
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -17,9 +18,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from local.environment import ROLE
 from local.errors import LocalError
-from local.processes import Identity, alive, kill
+from local.processes import Identity, kill, process
 from local.settings import REPOSITORY
 
 SERVICE_USER = "nobody"
@@ -146,7 +149,11 @@ def clear_stale_pid(data: Path) -> None:
         path.unlink()
         return
     owner = Identity.of(abs(pid))
-    # The third line is the time the server wrote it, within seconds of its start.
-    if owner is not None and alive(owner) and abs(owner.created - started) < 30:
-        kill([owner])
+    found = process(owner) if owner is not None else None
+    if owner is not None and found is not None:
+        # The third line is the time the server wrote it, within seconds of its start. A process that took over
+        # the pid may be as young: only a server of this folder is ended.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if abs(owner.created - started) < 30 and str(data) in found.cmdline():
+                kill([owner])
     path.unlink(missing_ok=True)

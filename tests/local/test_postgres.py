@@ -1,8 +1,11 @@
-"""Postgres does not run as root, wherever the checkout stands."""
+"""Postgres does not run as root, wherever the checkout stands; what an earlier server left is told from its own."""
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,22 @@ def test_without_user_namespaces_the_message_says_where_to_go(tmp_path: Path, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(postgres.LocalError, match="move the checkout"):
         postgres.as_service_user(["true"], tmp_path)
+
+
+def test_a_young_process_that_took_over_the_pid_of_postgres_is_left_alone(tmp_path: Path) -> None:
+    """It would have the age of the server by chance; it serves another folder."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        lock = tmp_path / "postmaster.pid"
+        lock.write_text(f"{other.pid}\n{tmp_path}\n{int(time.time())}\n")
+        postgres.clear_stale_pid(tmp_path)
+        assert other.poll() is None
+        assert not lock.exists()
+        other.kill()
+
+
+def test_a_server_of_the_same_folder_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "-D", str(tmp_path)]
+    with subprocess.Popen(command, start_new_session=True) as server:
+        (tmp_path / "postmaster.pid").write_text(f"{server.pid}\n{tmp_path}\n{int(time.time())}\n")
+        postgres.clear_stale_pid(tmp_path)
+        assert server.wait(10) == -signal.SIGKILL
