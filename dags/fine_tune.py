@@ -78,7 +78,7 @@ def fine_tune():
     validated = stage("validate_dataset")
     what = {"recipe": recipe, "adapter": "{{ params.adapter }}"}
     gpus, nodes = "{{ params.gpus }}", "{{ params.nodes }}"
-    planned = stage("plan_training", gpus_per_node=gpus, **what)
+    planned = stage("plan_training", gpus_per_node=gpus, node_count=nodes, **what)
     trained = stage("train", gpus=gpus, nodes=nodes, retries=4, timeout=timedelta(hours=48), **what)
     evaluated = stage("evaluate", gpus=1, timeout=timedelta(hours=6))
     gated = stage("gate", on_refusal="skip")

@@ -4,7 +4,8 @@
 
 Drops index versions that are neither current, nor part of a recent release, nor among the newest
 (`MILLRACE_KEEP_INDEX_VERSIONS`), and deletes run folders older than `MILLRACE_KEEP_RUN_DAYS`. Models and datasets are never
-deleted: releases point at them.
+deleted: releases point at them. Where stages are pods, `sweep_pods` removes those whose task has ended and that nobody
+watches any more (`dry_run` does not concern it).
 
 **Parameters**
 
@@ -24,7 +25,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 from millrace_defaults import DEFAULT_ARGS, Tag, nightly, schedule_start, tags
-from millrace_stage import stage
+from millrace_stage import stage, sweep
 
 
 @dag(
@@ -49,6 +50,7 @@ from millrace_stage import stage
 def housekeeping():
     # Dangerous edge: this deletes. The stage keeps everything that a release or the current index needs.
     stage("retire", dry_run="{{ params.dry_run }}")
+    sweep()
 
 
 housekeeping()

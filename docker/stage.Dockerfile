@@ -33,10 +33,11 @@ RUN pip install --no-deps -r requirements/local-no-deps.txt
 
 FROM base AS cuda-packages
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/stage.txt requirements/local.txt requirements/
+COPY requirements/stage.txt requirements/local.txt requirements/cuda-no-deps.txt requirements/
 # Triton compiles kernels while it runs, and asks for a C compiler.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-compile -r requirements/stage.txt \
+    && pip install --no-compile --no-deps -r requirements/cuda-no-deps.txt \
     && (python -m compileall -qq -j 0 "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true) \
     && python -c 'import torch; assert torch.version.cuda, "expected the CUDA build of torch, found " + torch.__version__'
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
-LOCKS = ("local", "local-no-deps", "stage", "airflow", "development")
+LOCKS = ("local", "local-no-deps", "stage", "cuda-no-deps", "airflow", "development")
 HEADER = "# Made by `make lock` from requirements/{name}.in. Do not edit; see requirements/README.md.\n"
 OPTIONS = [
     "--quiet",
@@ -37,7 +37,7 @@ def strip_local_versions(lock: str) -> str:
 def compile_lock(name: str) -> bool:
     """Resolve one lock; True when the file is written."""
     source, target = REQUIREMENTS / f"{name}.in", REQUIREMENTS / f"{name}.txt"
-    if name == "local-no-deps":
+    if name.endswith("-no-deps"):
         # Nothing to resolve: the point of this file is that its packages' own requirements are not installed.
         pins = [line for line in source.read_text().splitlines() if line and not line.startswith("#")]
         target.write_text(HEADER.format(name=name) + "\n".join(pins) + "\n")

@@ -45,7 +45,7 @@ def _training(findings: Findings) -> list[str]:
     stages = findings.references["fine-tuning"]
     train, measured, gate = stages["train"], stages["evaluate"]["metrics"], stages.get("gate", {})
     steps = train["counts"].get("steps", 0)
-    done = f"{steps} steps" if steps else "0 steps (the same inputs were trained before; that adapter is used)"
+    done = f"{steps} steps" if steps else "0 steps (the same inputs were trained before; its result is used)"
     lines = [
         done,
         f"training loss on the first rows {_figure(train['metrics'], 'loss_start')} -> "

@@ -19,6 +19,7 @@ from kubernetes.client.exceptions import ApiException
 from millrace_jobs import Jobs, JobWatch
 from millrace_pod import TAIL, PodStage
 from millrace_pods import Pods
+from millrace_sweep import sweep_before
 from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class JobStage(PodStage, KubernetesJobOperator):
         self.arguments = self.pod_arguments(context)
         self.name = self._set_name(self.name)
         job, service = self.render(context)
+        sweep_before(lambda: self.client, context, self.log)
         jobs = self.jobs(context)
         kept = jobs.earlier(job)
         self._job_name = kept or job.metadata.name
@@ -81,7 +83,7 @@ class JobStage(PodStage, KubernetesJobOperator):
 
     def render(self, context: "Context") -> tuple[k8s.V1Job, k8s.V1Service]:
         """Return the Job and the service that gives its pods names."""
-        self.ask_of_the_node()
+        self.prepare(context)
         self.parallelism = self.completions = int(self.nodes)
         job = self.build_job_request_obj(context)
         name, pod = job.metadata.name, job.spec.template

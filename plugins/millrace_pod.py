@@ -1,8 +1,8 @@
 """The Kubernetes launcher: a stage as a pod, through KubernetesPodOperator.
 
-Needs `MILLRACE_STAGE_IMAGE`; reads what `millrace_podspec.py` says, and `MILLRACE_KUBERNETES_NAMESPACE` and
-`_CONNECTION`. The stage's environment comes from a secret, by reference: no value passes through Airflow. The
-operator stays with its pod and follows it by `millrace_watch.py` (docs/adr/0004 says why it is not deferred).
+Needs `MILLRACE_STAGE_IMAGE`; reads what `millrace_podspec.py` says. The stage's environment comes from a secret, by
+reference: no value passes through Airflow. The operator stays with its pod and follows it by `millrace_watch.py`
+(docs/adr/0004 says why it is not deferred).
 
 | what happens                                  | what follows |
 | quota is used up; no node has room            | it waits, and says for what, up to `MILLRACE_POD_WAIT_MINUTES`; then tried again |
@@ -18,7 +18,6 @@ Only `millrace_stage.py` imports this module, and only for `MILLRACE_LAUNCHER=ku
 """
 
 import logging
-import os
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,8 +27,9 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client.exceptions import ApiException
 from millrace_outcome import BAD_INPUT, REFUSED, RETURN_VALUE, MlflowRunLink, StageOutcome, command_line, run_uri
 from millrace_pods import Pods
-from millrace_podspec import confinement, environment, gpus_of_a_pod, machine, required, size
+from millrace_podspec import confinement, connection, environment, gpus_of_a_pod, machine, namespace, required, size
 from millrace_status import Ending, ending
+from millrace_sweep import annotations, sweep_before
 from millrace_watch import Limits, PodWatch
 from urllib3.exceptions import HTTPError
 
@@ -69,8 +69,8 @@ class PodStage(StageOutcome, KubernetesPodOperator):
                 "name": f"millrace-{stage.replace('_', '-')}",
                 "image": required("MILLRACE_STAGE_IMAGE"),
                 "image_pull_policy": "IfNotPresent",
-                "namespace": os.environ.get("MILLRACE_KUBERNETES_NAMESPACE") or "millrace",
-                "kubernetes_conn_id": os.environ.get("MILLRACE_KUBERNETES_CONNECTION") or "kubernetes_default",
+                "namespace": namespace(),
+                "kubernetes_conn_id": connection(),
                 "cmds": ["python", "-m", self.module],
                 "labels": {"app.kubernetes.io/part-of": "millrace", "millrace/stage": stage},
                 "termination_grace_period": grace,
@@ -101,6 +101,7 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         self.arguments = self.pod_arguments(context)
         self.name = self._set_name(self.name)
         request = self.build_pod_request_obj(context)
+        sweep_before(lambda: self.client, context, self.log)
         pods = self.pods(context)
         kept, watch = self._earlier(pods, request), None
         try:
@@ -127,11 +128,13 @@ class PodStage(StageOutcome, KubernetesPodOperator):
 
     def build_pod_request_obj(self, context: "Context | None" = None, *, dry_run: bool = False) -> Any:
         """Return the pod."""
-        self.ask_of_the_node()
+        self.prepare(context)
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
-    def ask_of_the_node(self) -> None:
-        """Set what the pod asks of a node: it is known only when `gpus` is rendered."""
+    def prepare(self, context: "Context | None") -> None:
+        """Set what is known only when the task runs: whose pod it is, and what it asks of a node (`gpus`, rendered)."""
+        if context is not None:
+            self.annotations = {**self.annotations, **annotations(context)}
         for name, value in machine(gpus_of_a_pod(self.gpus)).items():
             setattr(self, name, value)
 

@@ -1,7 +1,7 @@
 """What a stage's pod asks for and what it may not do, for both Kubernetes launchers (one pod, several nodes).
 
-Reads, when a task is built, `MILLRACE_STAGE_IMAGE`, `MILLRACE_KUBERNETES_SECRET`, `MILLRACE_GPU_POOL_LABEL` and the
-sizes below (`tasks/settings.py` says what each means and checks them in every stage). Writes nothing. Fails with
+Reads, when a task is built, `MILLRACE_STAGE_IMAGE`, `MILLRACE_KUBERNETES_NAMESPACE`, `_CONNECTION` and `_SECRET`,
+`MILLRACE_GPU_POOL_LABEL` and the sizes below (`tasks/settings.py` says what each means and checks them in every stage). Writes nothing. Fails with
 ValueError, while the DAG is parsed, when the image is not named or a size is not a number; and with
 AirflowFailException, when the task starts, for more GPUs than a node of the pool has.
 """
@@ -51,6 +51,16 @@ def required(name: str) -> str:
             f"expected {name} to name the stages' image (launcher kubernetes), found nothing. Next: set it."
         )
     return value
+
+
+def namespace() -> str:
+    """Return where the stages' pods live."""
+    return os.environ.get("MILLRACE_KUBERNETES_NAMESPACE") or "millrace"
+
+
+def connection() -> str:
+    """Return Airflow's connection to the cluster."""
+    return os.environ.get("MILLRACE_KUBERNETES_CONNECTION") or "kubernetes_default"
 
 
 def environment() -> dict[str, Any]:

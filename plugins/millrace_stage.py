@@ -78,6 +78,13 @@ def parts_of(reference: dict[str, Any]) -> list[str]:
     return parts
 
 
+def sweep() -> Any:
+    """Return the task that removes pods of tasks that have ended; None where stages are processes, which their warden ends."""
+    if _name() != "kubernetes":
+        return None
+    return _import(("millrace_sweep", "sweep_pods"))()
+
+
 def _arguments(
     name: str, gpus: int | str, on_refusal: Literal["fail", "skip"], options: dict[str, Any]
 ) -> dict[str, Any]:

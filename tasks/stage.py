@@ -106,7 +106,8 @@ class StageContext:
 
     def progress(self, done: float, total: float, unit: str, quiet: bool = False) -> None:
         """Record how far the stage is, at most once a second: `progress.json` for whoever watches, and a log line
-        (unless `quiet`, for stages with a line of their own).
+        (unless `quiet`, for stages with a line of their own). A store that does not answer is told, and waited for by
+        what has to be written: a training must not end because somebody could not watch it.
         """
         now = time.monotonic()
         if now - self._last_progress < 1.0 and done < total:
@@ -115,7 +116,10 @@ class StageContext:
         if not quiet:
             log.info("progress stage=%s done=%g total=%g unit=%s", self.stage, done, total, unit)
         value = {"done": done, "total": total, "unit": unit, "at": datetime.now(UTC).isoformat()}
-        self.storage.put_json(f"{self.folder}/progress.json", value)
+        try:
+            self.storage.put_json(f"{self.folder}/progress.json", value)
+        except ServiceUnavailable as error:
+            log.warning("progress cannot be told now: %s", error)
 
     def stopping(self) -> bool:
         """Return whether SIGTERM has arrived (graceful stages only)."""

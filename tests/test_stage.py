@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import ManifestError, OptionError, Preempted
+from tasks.errors import ManifestError, OptionError, Preempted, ServiceUnavailable
 from tasks.options import resolve_options
 from tasks.settings import Settings, load_settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, run_stage
@@ -170,3 +170,23 @@ def test_an_outdated_manifest_does_not_vouch_for_work_that_is_cut_short(settings
     with pytest.raises(ZeroDivisionError):
         run_stage(stage(broken), settings, run, None, {"word": "new"})
     assert Storage(settings.s3_endpoint_url).read_manifest(f"{run}/tried/manifest.json") is None
+
+
+@pytest.mark.integration
+def test_a_store_that_is_away_does_not_end_a_stage_that_tells_its_progress(
+    settings: Settings, run: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put = Storage.put_json
+
+    def away(storage: Storage, uri: str, value: Any) -> Any:
+        if uri.endswith("progress.json"):
+            raise ServiceUnavailable("S3 does not answer")
+        return put(storage, uri, value)
+
+    def work(context: StageContext, options: Options) -> StageResult:
+        context.progress(1, 1, "rows")
+        return StageResult(counts={"rows": 1})
+
+    monkeypatch.setattr(Storage, "put_json", away)
+    assert run_stage(stage(work), settings, run, None, {}).counts == {"rows": 1}
+    assert "progress cannot be told now: S3 does not answer" in caplog.text

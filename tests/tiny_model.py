@@ -10,7 +10,7 @@ TEMPLATE = (
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-def make_model(folder: Path, seed: int = 1, tied: bool = False) -> Path:
+def make_model(folder: Path, seed: int = 1, tied: bool = False, width: int = 32) -> Path:
     """Write model and tokenizer as `from_pretrained` reads them; `tied` has one matrix for both ends."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +18,7 @@ def make_model(folder: Path, seed: int = 1, tied: bool = False) -> Path:
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         tie_word_embeddings=tied,

@@ -77,6 +77,37 @@ def require_context(config: Any, recipe: Recipe, reference: str) -> int | None:
     return int(found) if found is not None else None
 
 
+def require_targets(shapes: Shapes, recipe: Recipe, reference: str) -> None:
+    """Prove that every layer of lora.targets exists: PEFT takes those it finds, and is silent about the rest. Raises RecipeError."""
+    modules = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
+    missing = [
+        target
+        for target in (recipe.lora.targets if recipe.lora is not None else ())
+        if not any(module == target or module.endswith(f".{target}") for module in modules)
+    ]
+    if missing:
+        inside = sorted({module.rpartition(".")[2] for module in modules if ".layers." in module or ".h." in module})
+        raise RecipeError(
+            f"expected layers of {reference} in lora.targets, found {', '.join(missing)}, which it does not have. "
+            f"Next: name some of {', '.join(inside or sorted(modules)[:20])} in the recipe."
+        )
+
+
+def require_machines(recipe: Recipe, gpus_per_node: int, nodes: int) -> None:
+    """Prove that the machines asked for are those of the recipe. Raises RecipeError."""
+    wanted = recipe.distribution
+    if nodes != wanted.nodes:
+        raise RecipeError(
+            f"expected {wanted.nodes} nodes as the recipe says (distribution.nodes), found {nodes}. Next: start fine_tune with "
+            f"nodes {wanted.nodes}, or correct the recipe."
+        )
+    if wanted.accelerator == "cuda" and wanted.ranks not in {"all", gpus_per_node}:
+        raise RecipeError(
+            f"expected {wanted.ranks} GPUs on each node as the recipe says (distribution.ranks), found {gpus_per_node}. "
+            f"Next: start fine_tune with gpus {wanted.ranks}, or correct the recipe."
+        )
+
+
 def require_adapter(storage: Storage, adapter: str, base_model: str, shapes: Shapes, recipe: Recipe) -> None:
     """Prove that an adapter in S3 belongs to this base model and this recipe. Raises ModelError."""
     try:
@@ -99,6 +130,10 @@ def require_adapter(storage: Storage, adapter: str, base_model: str, shapes: Sha
     if (rank := config.get("r")) != lora.rank:
         raise ModelError(
             f"expected an adapter of rank {lora.rank} as the recipe says, found {rank}. Next: set lora.rank to {rank}."
+        )
+    if (alpha := config.get("lora_alpha")) != lora.alpha:
+        raise ModelError(
+            f"expected an adapter of lora.alpha {lora.alpha} as the recipe says, found {alpha}. Next: set lora.alpha to {alpha}."
         )
     if set(config.get("target_modules") or ()) != set(lora.targets):
         raise ModelError(

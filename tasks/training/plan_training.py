@@ -3,8 +3,9 @@
 Reads the frozen rows of `validate_dataset`, the recipe, and the base model's configuration and tokenizer (no weights);
 an adapter to start from, if one is named; and earlier trainings, for the estimate. Writes `plan.json`, and the same as a
 table to the log. Ends all that training would stumble over with bad input: a row without room for its answer, a longer
-row than the model's context, a tokenizer without a chat template, an adapter of another base model, a number of ranks that
-the recipe does not fit. Is refused when more rows are truncated than `data.max_truncated` allows.
+row than the model's context, a tokenizer without a chat template, an adapter of another base model, layers that the model
+does not have, a number of GPUs or nodes that the recipe does not fit. Is refused when more rows are truncated than
+`data.max_truncated` allows.
 """
 
 import logging
@@ -33,7 +34,8 @@ class Options(StageOptions):
     recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes")
     base_model: str = from_setting("base_model", "package:..., hub:ORG/NAME@REVISION or s3://bucket/folder")
     adapter: str = ""
-    gpus_per_node: int = 1  # where the recipe takes all there are
+    gpus_per_node: int = 1
+    node_count: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def run(context: StageContext, options: Options) -> StageResult:
     """Measure the rows, check that all fits together, and estimate time and cost."""
     recipe = load_recipe(options.recipe)
     require_packages(recipe)
+    fit.require_machines(recipe, options.gpus_per_node, options.node_count)
     world = ranks(recipe, options.gpus_per_node) * recipe.distribution.nodes
     recipe.accumulation(world)
     folder = models.fetch_tokenizer(options.base_model, context.settings.cache_dir, context.storage)
     config = fit.base_config(folder, options.base_model)
     fit.require_context(config, recipe, options.base_model)
     shapes = fit.base_shapes(config, options.base_model)
+    fit.require_targets(shapes, recipe, options.base_model)
     if options.adapter:
         fit.require_adapter(context.storage, options.adapter, options.base_model, shapes, recipe)
     tokenizer = fit.load_tokenizer(folder, options.base_model, recipe)

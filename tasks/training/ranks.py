@@ -2,8 +2,8 @@
 
 Reads the files that the ranks write into the job's folder (see `tasks.training.worker`); writes the file
 `stop` there. The ranks get an environment without credentials: no `MILLRACE_*`, no `AWS_*`. Fails with
-`TryAgain` when a rank was killed (out of memory, a lost node), and with `MillraceError` when one failed, or
-ended without its proof of a finished training: an exit code of zero alone is not believed.
+`TryAgain` when a rank was killed (out of memory, a lost node), with `RecipeError` when a GPU had too little memory,
+and with `MillraceError` when one failed, or ended without its proof of a finished training: an exit code of zero alone is not believed.
 """
 
 import base64
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tasks.errors import MillraceError, TryAgain
+from tasks.errors import MillraceError, RecipeError, TryAgain
 from tasks.settings import REPOSITORY
 from tasks.training.recipes import Recipe
 from tasks.training.team import Team
@@ -34,6 +34,7 @@ _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.3
 _LAST_LINES = 40
 _LAUNCHER = "tasks.training.launcher"
+_GPU_FULL = "torch.OutOfMemoryError"
 
 
 class Ranks:
@@ -43,6 +44,7 @@ class Ranks:
         self.folder, self.recipe, self.team = folder, recipe, team
         self._offsets = dict.fromkeys(team.here, 0)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._gpu_full = ""
         self._process: subprocess.Popen[str]
         self._pump: threading.Thread
 
@@ -125,9 +127,16 @@ class Ranks:
             text = line.rstrip()
             if text:
                 self._last.append(text)
+                self._gpu_full = self._gpu_full or (text if _GPU_FULL in text else "")
                 log.info("ranks: %s", text)
 
     def _failure(self, code: int) -> MillraceError:
+        if self._gpu_full:
+            # The same rows on the same GPUs would need the same memory at the next try.
+            return RecipeError(
+                f"expected a training that fits into the memory of the GPUs, found {self._gpu_full[-500:]}. Next: lower "
+                "optimisation.rows_per_batch or data.max_tokens, turn gradient_checkpointing on, or take a recipe with ZeRO-3."
+            )
         number = -code if code < 0 else code - 256 if code > 192 else 0  # sys.exit(-9) arrives as 247
         last = " | ".join(list(self._last)[-12:])[-1500:]
         if number:

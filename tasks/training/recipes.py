@@ -177,8 +177,8 @@ def require_packages(recipe: Recipe) -> None:
     """Raise RecipeError when a package that only some recipes need is missing here."""
     if recipe.tuning == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
-            "expected the package bitsandbytes for tuning qlora, found none. Next: add it to the image of the stages "
-            "(pip install bitsandbytes==0.50.2), or take a recipe with tuning lora."
+            "expected the package bitsandbytes for tuning qlora, found none. Next: use the image of the stages, or "
+            "install requirements/stage.txt, or take a recipe with tuning lora."
         )
 
 

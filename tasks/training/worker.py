@@ -22,7 +22,7 @@ from tasks.training import flops
 from tasks.training.batches import Reading, read
 from tasks.training.encoding import pad_id
 from tasks.training.flops import Shape
-from tasks.training.launcher import leave_out_unused
+from tasks.training.launcher import FOUR_BITS, leave_out
 from tasks.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> int:
     """`python -m tasks.training.worker --local_rank=N JOB_FOLDER`: train one rank."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a rank must not outlive its launcher
-    leave_out_unused()
+    leave_out()
     folder = Path(arguments[-1])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     recipe = Recipe.model_validate(job["recipe"])
+    if recipe.tuning != "qlora":
+        leave_out(FOUR_BITS)
     if recipe.distribution.accelerator == "cpu":
         skip_compiled_communication()
     shape = model_shape(job["model"])
@@ -67,8 +69,17 @@ def main(arguments: list[str]) -> int:
         first_rows = reading.items[: recipe.optimisation.rows_per_step]
         facts["first_rows_loss"] = round(trainer.mean_loss(first_rows), 6)
         keep_result(trainer, recipe, folder, callback.best)
+    leave_the_group()
     _write(folder / f"done.rank{rank}.json", facts)
     return 0
+
+
+def leave_the_group() -> None:
+    """Take this rank out of its process group: threads of one that still stands can abort the interpreter at its end."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def keep_result(trainer: "AnswerTrainer", recipe: Recipe, folder: Path, best: Path | None) -> None:

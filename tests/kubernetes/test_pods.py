@@ -146,6 +146,19 @@ def test_a_killed_worker_without_a_try_left_leaves_no_pod(run: Any) -> None:
     assert tried.finish(120) == "failed"
 
 
+def test_a_pod_that_nobody_watches_goes_when_the_next_stage_starts(run: Any) -> None:
+    """Marked failed after the worker died, and before Airflow noticed: no callback is called for it."""
+    left = run("once", "left", seconds=300)
+    pod = left.pod()
+    left.says("second 1 of")
+    left.kill_worker()
+    left.airflow.http.patch(f"/dags/once/dagRuns/{left.name}", json={"state": "failed"}).raise_for_status()
+    after = run("once", "after")
+    assert after.finish() == "success"
+    assert f"pod {pod.metadata.name}: its task {TASK} of {left.name} has ended: removed" in after.log()
+    assert left.finish(60) == "failed"
+
+
 def test_a_cleared_task_starts_anew_after_the_end_of_its_pod(run: Any) -> None:
     tried = run("again", seconds=30)
     pod = tried.pod()

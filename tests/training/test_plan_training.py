@@ -119,13 +119,15 @@ def test_an_adapter_must_belong_to_base_model_and_recipe(model: Path, tmp_path: 
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": "org/tiny"}
     path.write_text(json.dumps(config), encoding="utf-8")
-    fits = recipe("lora", rank=2, targets=["q_proj", "v_proj", "down_proj"])
+    fits = recipe("lora", rank=2, alpha=config["lora_alpha"], targets=["q_proj", "v_proj", "down_proj"])
+    scaled = recipe("lora", found=fits, alpha=2 * config["lora_alpha"])
     fit.require_adapter(folder, "s3://b/adapter", f"hub:org/tiny@{'a' * 40}", shapes, fits)
     other = {name: tuple(2 * side for side in shape) for name, shape in shapes.items()}
     for told, base, found, of in (
         ("found one of org/tiny", "hub:org/large@" + "a" * 40, shapes, fits),
         ("of rank 8", "org/tiny", shapes, SMOKE),
-        ("lora.targets", "org/tiny", shapes, recipe("lora", rank=2)),
+        (f"set lora.alpha to {config['lora_alpha']}", "org/tiny", shapes, scaled),
+        ("lora.targets", "org/tiny", shapes, recipe("lora", found=fits, targets=["q_proj"])),
         ("matrices to fit org/tiny, found 12", "org/tiny", other, fits),
         ("is no layer", "org/tiny", {}, fits),
         ("no adapter where tuning is full", "org/tiny", shapes, SMOKE.model_copy(update={"lora": None})),
@@ -135,6 +137,33 @@ def test_an_adapter_must_belong_to_base_model_and_recipe(model: Path, tmp_path: 
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 1 << 60))
     with pytest.raises(ModelError, match="no safetensors file"):
         fit.require_adapter(folder, "s3://b/adapter", "org/tiny", shapes, fits)
+
+
+def test_layers_that_the_model_lacks_are_refused(model: Path) -> None:
+    shapes = fit.base_shapes(fit.base_config(model, "tiny"), "tiny")
+    fit.require_targets(shapes, SMOKE, "tiny")
+    fit.require_targets(shapes, SMOKE.model_copy(update={"lora": None}), "tiny")
+    with pytest.raises(
+        RecipeError, match=r"found c_attn, which it does not have. Next: name some of down_proj, gate_proj"
+    ):
+        fit.require_targets(shapes, recipe("lora", targets=["q_proj", "c_attn"]), "tiny")
+    with pytest.raises(RecipeError, match="found proj,"):  # part of a name is no name
+        fit.require_targets(shapes, recipe("lora", targets=["proj"]), "tiny")
+
+
+def test_machines_that_the_recipe_does_not_fit_are_refused() -> None:
+    four = recipe("distribution", accelerator="cuda", ranks=4, nodes=2)
+    fit.require_machines(four, 4, 2)
+    fit.require_machines(recipe("distribution", accelerator="cuda", ranks="all"), 7, 1)
+    fit.require_machines(SMOKE, 1, 1)  # its ranks are processes on a CPU: no GPU is counted
+    with pytest.raises(
+        RecipeError, match="expected 2 nodes as the recipe says .*, found 1. Next: start fine_tune with nodes 2"
+    ):
+        fit.require_machines(four, 4, 1)
+    with pytest.raises(
+        RecipeError, match="expected 4 GPUs on each node .*, found 8. Next: start fine_tune with gpus 4"
+    ):
+        fit.require_machines(four, 8, 2)
 
 
 def test_operations_are_counted_as_the_worker_counts_them() -> None:

@@ -72,6 +72,14 @@ def test_a_rank_that_failed_is_not(job: Any) -> None:
     assert caught.value.exit_code == 1
 
 
+def test_a_gpu_without_room_is_bad_input_and_says_what_to_lower(job: Any) -> None:
+    """The same rows would need the same memory at every other try. The line as torch 2.13 ends a process with it."""
+    error = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 9.00 GiB."
+    noise = "print('File of another rank\\n' * 60);"
+    with pytest.raises(RecipeError, match=r"found .*Tried to allocate 9.00 GiB.* Next: lower .*rows_per_batch"):
+        job(START + f"print('[rank1]: {error}');" + noise + "sys.exit(1)")
+
+
 def test_ranks_are_asked_to_stop(job: Any) -> None:
     wait = "\nwhile not os.path.exists(f'{f}/stop'): time.sleep(0.05)\n"
     job(START + wait + proof(0) + proof(1), stopping=True)

@@ -1,6 +1,5 @@
 """Every recipe that can run on a CPU does, for real: DeepSpeed, two ranks, a small model."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", names())
 def test_it_trains(name: str, tmp_path: Path) -> None:
-    if name == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed")
-    base = make_model(tmp_path / "base", tied=name == "pretrain_continue")
+    # Four bits come in blocks of 64 weights: on some processors bitsandbytes cannot pack a narrower matrix.
+    width = 128 if name == "qlora" else 32
+    base = make_model(tmp_path / "base", tied=name == "pretrain_continue", width=width)
     recipe, config = for_cpu(name)
     proof, events = train(tmp_path / "job", base, recipe, config)
     losses = [event["loss"] for event in events if "loss" in event]
