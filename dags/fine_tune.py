@@ -11,8 +11,8 @@ MLflow. The same inputs again train 0 steps and say so.
 
 - `recipe`: the training recipe (a file of `tasks/training/recipes/`); empty takes `MILLRACE_RECIPE`.
 - `examples`: another source of training examples; empty takes `MILLRACE_EXAMPLES`.
-- `gpus`: GPUs of each training pod (the process launcher uses what the machine has).
-- `nodes`: training pods, as many as `distribution.nodes` of the recipe says (launcher kubernetes).
+- `gpus`: GPUs of each node; with the process launcher the number that the machine has, all of which it uses.
+- `nodes`: nodes that train together, as many as `distribution.nodes` of the recipe says (above 1 only on Kubernetes).
 - `adapter`: an adapter in S3 to start from, for example the champion's before a `dpo_lora`; empty starts from the base model.
 - `decision`: the drift decision that asked for this run (set by `watch_drift`).
 
@@ -24,10 +24,11 @@ In: none (by hand, or started by `watch_drift`). Out: `candidate_model`, only fo
 **When it fails**
 
 A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in
-the XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: too many bad rows, or training
-rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many rows cut
-short, a recipe that does not fit the model or the GPUs), and for a loss that goes wrong. A training that was stopped (spot
-notice, eviction, lost node) is tried again and goes on from its newest checkpoint, also on another number of GPUs.
+the XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: no good row left on one side, or too
+many training rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many
+rows cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and for a loss that goes
+wrong. A training that was stopped (spot notice, eviction, lost node) is tried again and goes on from its newest checkpoint.
+To stop one, mark `train` as failed; to go on, clear it in the same run.
 """
 
 from datetime import timedelta

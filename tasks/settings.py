@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(default=200, ge=32, le=4096, description="Largest chunk, in tokens of the embedder")
     shard_documents: int = Field(default=40, ge=1, description="Documents in one shard (one mapped task)")
     max_shards: int = Field(default=64, ge=1, le=512, description="Most shards of one sync, whatever the corpus size")
-    max_quarantine_share: float = Field(default=0.10, ge=0, le=1, description="Rejected share that fails a run")
+    max_quarantine_share: float = Field(
+        default=0.10, ge=0, le=1, description="Share of rejected documents that fails sync_knowledge"
+    )
     max_removal_share: float = Field(default=0.20, ge=0, le=1, description="Share of documents one sync may remove")
     min_recall_at_5: float = Field(default=0.60, ge=0, le=1, description="Retrieval check: least recall@5")
     min_ann_recall: float = Field(
