@@ -18,17 +18,16 @@ MLflow. The same inputs again train 0 steps and say so.
 
 **Assets in and out**
 
-In: none (by hand, or started by `watch_drift`). Out: `candidate_model`, only for a candidate that passed the gate; it starts
-`promote_release`, where a person approves.
+In: none (by hand, or by `watch_drift`). Out: `candidate_model`, if the gate lets it pass: starts `promote_release`.
 
 **When it fails**
 
-A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in
-the XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: no good row left on one side, or too
-many training rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many
-rows cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and for a loss that goes
-wrong. A training that was stopped (spot notice, eviction, lost node) is tried again and goes on from its newest checkpoint.
-To stop one, mark `train` as failed; to go on, clear it in the same run.
+A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in the
+XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: no good row left on one side, or too many
+training rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many rows
+cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and for a loss that goes
+wrong. A training that was stopped (spot notice, lost node) is tried again and goes on from its newest checkpoint. To stop
+one, mark `train` as failed; to go on, clear it in the same run.
 """
 
 from datetime import timedelta
@@ -36,7 +35,7 @@ from datetime import timedelta
 from airflow.sdk import Param, chain, dag
 from millrace_assets import CANDIDATE_MODEL
 from millrace_defaults import DEFAULT_ARGS, Tag, schedule_start, tags
-from millrace_stage import stage
+from millrace_stage import fact, stage
 
 
 @dag(
@@ -74,14 +73,14 @@ from millrace_stage import stage
     },
 )  # fmt: skip
 def fine_tune():
-    recipe = "{{ params.recipe }}"
-    built = stage("build_dataset", examples="{{ params.examples }}", recipe=recipe, decision="{{ params.decision }}")
+    what = {"recipe": "{{ params.recipe }}", "adapter": "{{ params.adapter }}"}
+    origin = {"examples": "{{ params.examples }}", "decision": "{{ params.decision }}"}
+    built = stage("build_dataset", recipe=what["recipe"], **origin)
     validated = stage("validate_dataset")
-    what = {"recipe": recipe, "adapter": "{{ params.adapter }}"}
     gpus, nodes = "{{ params.gpus }}", "{{ params.nodes }}"
     planned = stage("plan_training", gpus_per_node=gpus, node_count=nodes, **what)
     trained = stage("train", gpus=gpus, nodes=nodes, retries=4, timeout=timedelta(hours=48), **what)
-    evaluated = stage("evaluate", gpus=1, timeout=timedelta(hours=6))
+    evaluated = stage("evaluate", gpus=fact("plan_training", "evaluation_gpus"), timeout=timedelta(hours=6))
     gated = stage("gate", on_refusal="skip")
     # Dangerous edge: registering makes the model a candidate for release. No path leads here around the gate.
     registered = stage("register", outlets=[CANDIDATE_MODEL])

@@ -78,6 +78,11 @@ def parts_of(reference: dict[str, Any]) -> list[str]:
     return parts
 
 
+def fact(task_id: str, name: str) -> str:
+    """Return the template of a fact in an earlier stage's reference, for an option or `gpus`."""
+    return f"{{{{ ti.xcom_pull(task_ids='{task_id}')['facts']['{name}'] }}}}"
+
+
 def sweep() -> Any:
     """Return the task that removes pods of tasks that have ended; None where stages are processes, which their warden ends."""
     if _name() != "kubernetes":

@@ -1,7 +1,8 @@
 """The loss of a model, and of adapters upon it, on each held-out row.
 
 Reads a model's folder and adapter folders. Writes nothing. One model is in memory, its adapters are
-switched on it. Fails with `ModelError` when an adapter does not belong to the model.
+switched on it. Fails with `ModelError` when an adapter does not belong to the model, and with `RecipeError` when the GPUs
+do not hold the model.
 """
 
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import RecipeError
 from tasks.evaluation.paired import Score
 from tasks.training.adapters import require_loaded
 from tasks.training.encoding import Encoded, by_length, encode, pad, pad_id
@@ -33,10 +35,12 @@ def score(
     rows: Sequence[dict[str, Any]],
     recipe: Recipe,
     tokenizer_folder: Path | None = None,
+    places: str | dict[str, Any] | None = None,
 ) -> Iterator[tuple[str, Scored]]:
     """Yield (name, scores) of the model in `folder` under each name: with that adapter, or without where it is None.
 
-    The rows are read with the model's own tokenizer, or with that of `tokenizer_folder`. Raises ModelError.
+    The rows are read with the model's own tokenizer, or with that of `tokenizer_folder`. `places` says where the model
+    lies, as Accelerate's `device_map` does: by default on the CPU, or spread over all GPUs. Raises ModelError.
     """
     # Read when torch is imported: threads that wait must sleep, on a machine that does other things too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,8 +54,11 @@ def score(
     examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
     accelerator, how_many = recipe.distribution.accelerator, recipe.evaluation.rows_per_batch
     # The CPU computes in float32: it is faster there than bfloat16 where matrix units are missing, and exact.
+    places = places or ("auto" if accelerator == "cuda" else None)
     dtype = torch.bfloat16 if accelerator == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(accelerator).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map=places).eval()
+    if accelerator == "cuda":
+        require_room(model.hf_device_map, recipe)
     # Without an adapter first: PEFT changes the model's layers in place.
     for name, adapter in sorted(names.items(), key=lambda item: item[1] is not None):
         if adapter is not None:
@@ -62,6 +69,16 @@ def score(
                 model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
             require_loaded(model, name, adapter)
         yield name, _score(model.eval(), examples, how_many, pad_id(tokenizer))
+
+
+def require_room(places: Mapping[str, Any], recipe: Recipe) -> None:
+    """Prove that the whole model lies on GPUs. Accelerate would put the rest into memory, and be slow in silence. Raises RecipeError."""
+    elsewhere = [part for part, place in places.items() if place in {"cpu", "disk"}]
+    if elsewhere:
+        raise RecipeError(
+            f"expected the base model on {recipe.evaluation.gpus} GPUs (evaluation.gpus), found {len(elsewhere)} of {len(places)} "
+            "parts that do not fit there. Next: raise evaluation.gpus in the recipe (2 GB for a billion weights)."
+        )
 
 
 def _score(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) -> Scored:

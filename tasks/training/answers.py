@@ -34,9 +34,11 @@ def answer_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor,
     """
     labels = batch["labels"][:, 1:]
     columns = (labels != IGNORED).any(dim=0).nonzero().flatten()
+    # A model that lies on several devices is read where its last block is: numbers can be used there, a tensor of here not.
+    keep = columns.tolist() if getattr(model, "hf_device_map", None) else columns
     output = model(
         **{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch},
-        logits_to_keep=columns,
+        logits_to_keep=keep,
         use_cache=False,
     )
     wanted = labels[:, columns]

@@ -93,8 +93,8 @@ def require_targets(shapes: Shapes, recipe: Recipe, reference: str) -> None:
         )
 
 
-def require_machines(recipe: Recipe, gpus_per_node: int, nodes: int) -> None:
-    """Prove that the machines asked for are those of the recipe. Raises RecipeError."""
+def require_machines(recipe: Recipe, gpus_per_node: int, nodes: int, largest: int) -> None:
+    """Prove that the machines asked for are those of the recipe, on a pool whose nodes have up to `largest` GPUs. Raises RecipeError."""
     wanted = recipe.distribution
     if nodes != wanted.nodes:
         raise RecipeError(
@@ -105,6 +105,11 @@ def require_machines(recipe: Recipe, gpus_per_node: int, nodes: int) -> None:
         raise RecipeError(
             f"expected {wanted.ranks} GPUs on each node as the recipe says (distribution.ranks), found {gpus_per_node}. "
             f"Next: start fine_tune with gpus {wanted.ranks}, or correct the recipe."
+        )
+    if wanted.accelerator == "cuda" and recipe.evaluation.gpus > largest:
+        raise RecipeError(
+            f"expected evaluation.gpus of at most {largest}, the GPUs of one node (MILLRACE_GPUS_PER_NODE), found "
+            f"{recipe.evaluation.gpus}. Next: lower it in the recipe, or correct the setting."
         )
 
 

@@ -62,7 +62,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     """Measure the rows, check that all fits together, and estimate time and cost."""
     recipe = load_recipe(options.recipe)
     require_packages(recipe)
-    fit.require_machines(recipe, options.gpus_per_node, options.node_count)
+    fit.require_machines(recipe, options.gpus_per_node, options.node_count, context.settings.gpus_per_node)
     world = ranks(recipe, options.gpus_per_node) * recipe.distribution.nodes
     recipe.accumulation(world)
     folder = models.fetch_tokenizer(options.base_model, context.settings.cache_dir, context.storage)
@@ -204,6 +204,7 @@ def _result(
             "base_model": options.base_model,
             "adapter": options.adapter,
             "basis": figures.basis,
+            "evaluation_gpus": recipe.evaluation.gpus,
         },
         status="refused" if refused else "complete",
         reason=(

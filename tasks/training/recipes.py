@@ -139,6 +139,9 @@ class Evaluation(Part):
     min_rows: int = Field(ge=1, description="Fewest held-out rows that can carry a verdict")
     review_margin: float = Field(ge=0, description="An interval that ends within this above zero goes to a person")
     seed: int = Field(ge=0)
+    gpus: int = Field(
+        default=1, ge=1, description="GPUs that hold the whole base model in bf16, 2 GB a billion weights"
+    )
 
 
 class Recipe(Part):

@@ -43,7 +43,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     kept = _kept(context, folder)
     if kept is not None:
         log.info("the same inputs were trained before: 0 steps, what stands at %s is taken", folder)
-        return _result(plan, folder, kept, steps=0)
+        return _result(plan, folder, kept | {"outputs": kept["outputs"] | _own_recipe(context, plan, kept)}, steps=0)
     trained = Job(context, plan, folder).run()
     if plan.team.node:
         return StageResult(counts={"steps": trained["steps"]}, facts={"node": plan.team.node}, gpus=_gpus(plan))
@@ -97,6 +97,17 @@ def _kept(context: StageContext, folder: str) -> dict[str, Any] | None:
         context.storage.delete_prefix(f"{folder}/")
         return None
     return kept
+
+
+def _own_recipe(context: StageContext, plan: Plan, kept: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe as an output of this run where it is no longer the one trained with.
+
+    What may differ trained nothing (`evaluation`, say), but later stages read it, and have to read this run's.
+    """
+    recipe = plan.recipe.model_dump(mode="json")
+    if context.storage.get_json(Artifact.model_validate(kept["outputs"]["recipe"])) == recipe:
+        return {}
+    return {"recipe": context.storage.put_json(f"{context.folder}/recipe.json", recipe).model_dump(mode="json")}
 
 
 def _result(plan: Plan, folder: str, trained: dict[str, Any], steps: int) -> StageResult:

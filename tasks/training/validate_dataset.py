@@ -7,7 +7,6 @@ is on two sides, when nothing is left on one, and when more than `data.max_overl
 held-out row, a validation row or a golden question says: then the split is wrong, and those rows alone are not the fault.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 
@@ -16,8 +15,8 @@ from tasks.database import connect
 from tasks.errors import DataError
 from tasks.knowledge import quarantine
 from tasks.knowledge.quarantine import Rejection
+from tasks.knowledge.retrieval import load_questions
 from tasks.screening import Outcome
-from tasks.settings import repository_path
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.overlap import nearest_earlier
 from tasks.training.recipes import load_recipe
@@ -42,7 +41,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     candidates = len(_side(rows, "train"))
     rows, outcome = screened(rows)
     rejected = broken_rows(rows, recipe.method)
-    rejected |= overlaps([row for row in rows if row["id"] not in rejected], golden_questions(context))
+    golden = [one.question for one in load_questions(context.settings.golden_questions, context.storage)]
+    rejected |= overlaps([row for row in rows if row["id"] not in rejected], golden)
     good = [row for row in rows if row["id"] not in rejected]
     kept = {side: sorted(_side(good, side), key=lambda row: str(row["id"])) for side in SIDES}
     told = _quarantine(context, rows, rejected, outcome)
@@ -110,18 +110,6 @@ def overlaps(rows: list[Row], golden: list[str]) -> dict[str, dict[str, str]]:
             rule = OVERLAP[side]
             rejected[row_id] = {rule: f"expected a {side} row unlike held-out rows and golden questions, found {found}"}
     return rejected
-
-
-def golden_questions(context: StageContext) -> list[str]:
-    """Return the golden questions. Raises DataError when the file cannot be read."""
-    name = context.settings.golden_questions
-    try:
-        lines = repository_path(name).read_text(encoding="utf-8").splitlines()
-        return [str(json.loads(line)["question"]) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"expected golden questions at {name}, found {error}. Next: correct MILLRACE_GOLDEN_QUESTIONS."
-        ) from error
 
 
 def _alike(earlier: list[Row], later: list[Row], golden: list[str]) -> dict[str, str]:

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.errors import ModelError
-from tasks.evaluation.scores import BASE, score
+from tasks.errors import ModelError, RecipeError
+from tasks.evaluation.scores import BASE, require_room, score
 from tasks.training.adapters import WEIGHTS
 from tasks.training.encoding import encode
 from tasks.training.recipes import load_recipe
@@ -48,6 +48,24 @@ def test_adapters_are_switched_not_mixed(base: Path, tmp_path: Path) -> None:
     assert [s.loss for s in both["base"].scores] == pytest.approx([s.loss for s in alone["base"].scores], rel=1e-5)
     assert float((both["a"].probe - both["base"].probe).abs().max()) > 1e-3
     assert float((both["a"].probe - both["b"].probe).abs().max()) > 1e-3
+
+
+def test_a_model_in_several_places_has_the_same_scores(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on several GPUs, which this machine lacks: Accelerate's hooks move what each block reads, here from the disk."""
+    monkeypatch.chdir(tmp_path)  # what lies "on disk" is written below the folder one is in
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    ((_name, here),) = score(base, {BASE: None}, ROWS, RECIPE)
+    ((_name, spread),) = score(base, {BASE: None}, ROWS, RECIPE, places=places)
+    assert [one.loss for one in spread.scores] == pytest.approx([one.loss for one in here.scores], rel=1e-5)
+
+
+def test_a_model_that_the_gpus_do_not_hold_is_bad_input() -> None:
+    require_room({"model.layers.0": 0, "model.layers.1": 1, "lm_head": 1}, RECIPE)
+    with pytest.raises(RecipeError, match="2 of 3 parts .* Next: raise evaluation.gpus"):
+        require_room({"model.layers.0": 0, "model.layers.1": "cpu", "lm_head": "disk"}, RECIPE)
 
 
 def test_an_untrained_adapter_changes_no_logit(base: Path, tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def validate_new(bench: Bench, folder: Path, recipe: str = TINY) -> str:
     return run
 
 
+def copy_dataset(bench: Bench, run: str) -> str:
+    """Return another run folder with the same dataset."""
+    other = bench.new_run()
+    for stage in ("build_dataset", "validate_dataset"):
+        for uri, _size, _etag in bench.storage.list(f"{run}/{stage}/"):
+            body = bench.storage.get_bytes(uri)
+            bench.storage.put_bytes(uri.replace(run, other), body.replace(run.encode(), other.encode()))
+    return other
+
+
 def wait_for_rank(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
     """Return the process of a rank, as soon as there is one."""
     end = time.monotonic() + 120

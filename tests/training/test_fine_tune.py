@@ -3,14 +3,16 @@
 import signal
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
+from tasks.settings import repository_path
 from tasks.training.adapters import files_of
-from tests.training.bench import TINY, Bench, validate_new, wait_for_rank
+from tests.training.bench import TINY, Bench, copy_dataset, validate_new, wait_for_rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STAGES = ("build_dataset", "validate_dataset", "plan_training", "train", "evaluate", "gate")
@@ -102,6 +104,23 @@ def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str
     second = bench.train(trained, recipe=TINY, base_model=tiny)
     assert second["counts"]["steps"] == 3
     assert second["facts"]["adapter_sha256"] == first.facts["adapter_sha256"], "the same inputs, the same bytes"
+
+
+def test_what_was_trained_before_is_judged_by_the_recipe_of_now(
+    bench: Bench, trained: str, tiny: str, tmp_path: Path
+) -> None:
+    """`evaluation` trains nothing: the same training is found, and its evaluation follows this run's recipe."""
+    text = repository_path(TINY).read_text(encoding="utf-8")
+    assert "min_rows: 8" in text
+    stricter = tmp_path / "stricter.yaml"
+    stricter.write_text(text.replace("min_rows: 8", "min_rows: 13"), encoding="utf-8")
+    run = copy_dataset(bench, trained)
+    found = bench.train(run, recipe=str(stricter), base_model=tiny)
+    assert found["facts"]["reused"] is True
+    bench.run("evaluate", run)
+    judged = bench.run("gate", run, expect=3)
+    assert "13" in judged["reason"]
+    assert "recipe" in bench.manifest(trained, "train").outputs, "what was trained keeps its own"
 
 
 def test_a_model_without_weights_is_bad_input(bench: Bench, validated: str) -> None:

@@ -153,17 +153,19 @@ def test_layers_that_the_model_lacks_are_refused(model: Path) -> None:
 
 def test_machines_that_the_recipe_does_not_fit_are_refused() -> None:
     four = recipe("distribution", accelerator="cuda", ranks=4, nodes=2)
-    fit.require_machines(four, 4, 2)
-    fit.require_machines(recipe("distribution", accelerator="cuda", ranks="all"), 7, 1)
-    fit.require_machines(SMOKE, 1, 1)  # its ranks are processes on a CPU: no GPU is counted
+    fit.require_machines(four, 4, 2, 8)
+    fit.require_machines(recipe("distribution", accelerator="cuda", ranks="all"), 7, 1, 8)
+    fit.require_machines(SMOKE, 1, 1, 8)  # its ranks are processes on a CPU: no GPU is counted
     with pytest.raises(
         RecipeError, match="expected 2 nodes as the recipe says .*, found 1. Next: start fine_tune with nodes 2"
     ):
-        fit.require_machines(four, 4, 1)
+        fit.require_machines(four, 4, 1, 8)
     with pytest.raises(
         RecipeError, match="expected 4 GPUs on each node .*, found 8. Next: start fine_tune with gpus 4"
     ):
-        fit.require_machines(four, 8, 2)
+        fit.require_machines(four, 8, 2, 8)
+    with pytest.raises(RecipeError, match="expected evaluation.gpus of at most 2, .* found 4"):
+        fit.require_machines(recipe("evaluation", found=four, gpus=4), 4, 2, 2)
 
 
 def test_operations_are_counted_as_the_worker_counts_them() -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tasks.settings import repository_path
-from tests.training.bench import TINY, Bench, validate_new
+from tests.training.bench import TINY, Bench, copy_dataset, validate_new
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # Resumed on the same number of ranks a step computes the same numbers; on another one it adds them up in another order.
@@ -47,16 +47,6 @@ def losses(bench: Bench, run: str) -> list[float]:
 def forget(bench: Bench) -> None:
     """Remove what was trained, so that the same inputs are trained again."""
     bench.storage.delete_prefix(f"{bench.bucket}/models/")
-
-
-def copy_dataset(bench: Bench, run: str) -> str:
-    """Return another run folder with the same dataset."""
-    other = bench.new_run()
-    for stage in ("build_dataset", "validate_dataset"):
-        for uri, _size, _etag in bench.storage.list(f"{run}/{stage}/"):
-            body = bench.storage.get_bytes(uri)
-            bench.storage.put_bytes(uri.replace(run, other), body.replace(run.encode(), other.encode()))
-    return other
 
 
 def undisturbed(bench: Bench, run: str, **options: str) -> list[float]:
