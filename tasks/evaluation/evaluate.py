@@ -16,7 +16,7 @@ from tasks import models
 from tasks.errors import ModelError
 from tasks.evaluation import paired
 from tasks.evaluation.paired import Interval, Score
-from tasks.evaluation.scores import BASE, Scored, score
+from tasks.evaluation.scores import BASE, Scored, preferences, score
 from tasks.release.ledger import Release, ledger, live
 from tasks.release.weights import Weights, trained
 from tasks.serving.language_model import fetch_adapter, folder_digest
@@ -45,15 +45,17 @@ def run(context: StageContext, options: Options) -> StageResult:
     with tempfile.TemporaryDirectory(prefix="millrace-evaluate-") as local:
         folder = context.storage.get_folder(dict(weights.files), Path(local) / CANDIDATE)
         scored = _score_all(context, recipe, rows, (weights, folder), live_weights)
-    metrics = compare({name: result.scores for name, result in scored.items()}, recipe)
+    scores = measured(scored, recipe)
+    metrics = compare(scores, recipe)
     change = float((scored[CANDIDATE].probe - scored[BASE].probe).abs().max())
-    written = context.storage.put_rows(f"{context.folder}/rows.jsonl", _rows(rows, scored))
+    written = context.storage.put_rows(f"{context.folder}/rows.jsonl", _rows(rows, scores))
     facts: dict[str, Any] = {
         "champion_release": champion.release if champion else None,
         "champion_weights_sha256": live_weights.sha256 if live_weights else None,
         "weights": weights.kind,
         "weights_sha256": weights.sha256,
         "held_out_sha256": held_out.sha256,
+        "measure": "loss of answer tokens" if recipe.optimisation.beta is None else "preference loss of pairs",
         "output_changed": change > _CHANGED,
         "rows": len(rows),
     }
@@ -61,10 +63,27 @@ def run(context: StageContext, options: Options) -> StageResult:
     return StageResult(
         outputs={"rows": written, "report": context.storage.put_json(f"{context.folder}/report.json", report)},
         counts={"rows": len(rows), "tokens": sum(s.tokens for s in scored[BASE].scores), "models": len(scored)},
-        metrics=metrics | {"largest_logit_change": change},
+        metrics=metrics | answer_losses(scored, recipe) | {"largest_logit_change": change},
         facts=facts,
         base_model=train.base_model,
     )
+
+
+def measured(scored: dict[str, Scored], recipe: Recipe) -> dict[str, list[Score]]:
+    """Return the scores that models are compared by: of preferences the loss of each pair, else of each row's answers."""
+    if recipe.optimisation.beta is not None:
+        return preferences(scored, recipe.optimisation.beta)
+    return {name: result.scores for name, result in scored.items()}
+
+
+def answer_losses(scored: dict[str, Scored], recipe: Recipe) -> dict[str, float]:
+    """Return, of preferences, the mean loss of the better answers' tokens too: what a model may lose while it learns to choose."""
+    if recipe.optimisation.beta is None:
+        return {}
+    found = {name: result.scores[: len(result.scores) // 2] for name, result in scored.items()}
+    return {
+        f"{name}_answer_loss": sum(s.loss for s in rows) / sum(s.tokens for s in rows) for name, rows in found.items()
+    }
 
 
 def compare(scores: dict[str, list[Score]], recipe: Recipe) -> dict[str, float]:
@@ -158,13 +177,13 @@ def _require_same_tokens(scored: dict[str, Scored]) -> None:
             )
 
 
-def _rows(rows: list[dict[str, Any]], scored: dict[str, Scored]) -> list[dict[str, Any]]:
+def _rows(rows: list[dict[str, Any]], scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
     return [
         {
             "id": row["id"],
             "source": row["source"],
-            "tokens": scored[BASE].scores[place].tokens,
-            "loss": {name: result.scores[place].loss for name, result in scored.items()},
+            "tokens": scores[BASE][place].tokens,
+            "loss": {name: found[place].loss for name, found in scores.items()},
         }
         for place, row in enumerate(rows)
     ]

@@ -1,4 +1,4 @@
-"""The loss of a model, and of adapters upon it, on each held-out row.
+"""The loss of a model, and of adapters upon it, on each held-out row; of preferences, on each pair.
 
 Reads a model's folder and adapter folders. Writes nothing. One model is in memory, its adapters are
 switched on it. Fails with `ModelError` when an adapter does not belong to the model, and with `RecipeError` when the GPUs
@@ -14,7 +14,7 @@ from typing import Any
 from tasks.errors import RecipeError
 from tasks.evaluation.paired import Score
 from tasks.training.adapters import require_loaded
-from tasks.training.encoding import Encoded, by_length, encode, pad, pad_id
+from tasks.training.encoding import Encoded, by_length, encode, encode_pairs, pad, pad_id
 from tasks.training.recipes import Recipe
 
 BASE = "base"
@@ -23,7 +23,10 @@ _PROBED = 32  # answer positions at which logits are compared
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of one model, and its logits at some answer positions of the first batch."""
+    """The scores of one model, and its logits at some answer positions of the first batch.
+
+    Of preferences the scores are those of all better answers, then those of all worse ones in the same order.
+    """
 
     scores: list[Score]
     probe: Any
@@ -51,7 +54,7 @@ def score(
 
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder)
-    examples = encode(tokenizer, rows, recipe.data.system_prompt, recipe.data.max_tokens)
+    examples = _examples(tokenizer, rows, recipe)
     accelerator, how_many = recipe.distribution.accelerator, recipe.evaluation.rows_per_batch
     # The CPU computes in float32: it is faster there than bfloat16 where matrix units are missing, and exact.
     places = places or ("auto" if accelerator == "cuda" else None)
@@ -69,6 +72,36 @@ def score(
                 model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
             require_loaded(model, name, adapter)
         yield name, _score(model.eval(), examples, how_many, pad_id(tokenizer))
+
+
+def preferences(scored: Mapping[str, Scored], beta: float) -> dict[str, list[Score]]:
+    """Return under each name the loss of each pair: how sure the model is that the better answer is the better one.
+
+    That is the loss of direct preference optimisation (Rafailov et al. 2023, equation 7), as in training, but with the base
+    model as the reference of all, so that candidate and champion are measured alike. The base model itself has log 2, which is
+    to know nothing. Pairs weigh alike: each counts as one token.
+    """
+    import numpy
+
+    def halves(name: str) -> tuple[Any, Any]:
+        better, worse = numpy.split(numpy.array([score.loss for score in scored[name].scores]), 2)
+        return better, worse
+
+    first, second = halves(BASE)
+    found = {}
+    for name, result in scored.items():
+        better, worse = halves(name)
+        losses = numpy.logaddexp(0.0, -beta * ((first - better) - (second - worse)))
+        found[name] = [Score(score.id, float(loss), 1) for score, loss in zip(result.scores, losses, strict=False)]
+    return found
+
+
+def _examples(tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe) -> list[Encoded]:
+    prompt, limit = recipe.data.system_prompt, recipe.data.max_tokens
+    if recipe.method != "dpo":
+        return encode(tokenizer, rows, prompt, limit)
+    pairs = encode_pairs(tokenizer, rows, prompt, limit)
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 def require_room(places: Mapping[str, Any], recipe: Recipe) -> None:

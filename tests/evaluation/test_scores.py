@@ -1,5 +1,6 @@
 """Scores of a tiny model and of adapters switched upon it."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.errors import ModelError, RecipeError
-from tasks.evaluation.scores import BASE, require_room, score
+from tasks.evaluation.scores import BASE, Scored, preferences, require_room, score
 from tasks.training.adapters import WEIGHTS
 from tasks.training.encoding import encode
 from tasks.training.recipes import load_recipe
@@ -66,6 +67,26 @@ def test_a_model_that_the_gpus_do_not_hold_is_bad_input() -> None:
     require_room({"model.layers.0": 0, "model.layers.1": 1, "lm_head": 1}, RECIPE)
     with pytest.raises(RecipeError, match="2 of 3 parts .* Next: raise evaluation.gpus"):
         require_room({"model.layers.0": 0, "model.layers.1": "cpu", "lm_head": "disk"}, RECIPE)
+
+
+def test_preferences_are_scored_as_they_are_trained(base: Path, tmp_path: Path) -> None:
+    from tasks.training.preference_loss import preference_losses
+
+    recipe = RECIPE.model_copy(update={"method": "dpo"})
+    rows = [row | {"rejected": "It is " + "rather " * n + "bad."} for n, row in enumerate(ROWS)]
+    scored = dict(score(base, {BASE: None, "a": make_adapter(base, tmp_path)}, rows, recipe))
+    found = preferences(scored, 0.3)
+    policy, reference = (-torch.tensor([one.loss for one in scored[name].scores]) for name in ("a", BASE))
+    expected = preference_losses(policy, reference, 0.3)
+    assert [one.loss for one in found["a"]] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert [one.loss for one in found[BASE]] == pytest.approx([math.log(2)] * len(ROWS))
+    assert [(one.id, one.tokens) for one in found["a"]] == [(row["id"], 1) for row in rows]
+    # The better answers stand first: exchanged, the margin has the other sign.
+    swapped = {name: Scored([*r.scores[len(ROWS) :], *r.scores[: len(ROWS)]], r.probe) for name, r in scored.items()}
+    margins = [-math.log(math.expm1(one.loss)) for one in found["a"]]
+    assert [-math.log(math.expm1(one.loss)) for one in preferences(swapped, 0.3)["a"]] == pytest.approx(
+        [-margin for margin in margins], abs=1e-6
+    )
 
 
 def test_an_untrained_adapter_changes_no_logit(base: Path, tmp_path: Path) -> None:

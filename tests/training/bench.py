@@ -61,8 +61,8 @@ class Bench:
         return found
 
 
-def validate_new(bench: Bench, folder: Path, recipe: str = TINY) -> str:
-    """Return a run folder with a validated dataset that no other test has."""
+def validate_new(bench: Bench, folder: Path, recipe: str = TINY, **more: str) -> str:
+    """Return a run folder with a validated dataset that no other test has; `more` is in every row."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
     mark = uuid.uuid4().hex[:6]
     lines = [
@@ -72,6 +72,7 @@ def validate_new(bench: Bench, folder: Path, recipe: str = TINY) -> str:
                 {"role": "assistant", "content": f"{mark} {words[n % 10]} {n} {words[n // 10]} and more"},
             ],
             "source": f"source {n}",
+            **more,
         }
         for n in range(60)
     ]

@@ -1,5 +1,6 @@
 """The stages of a fine-tune for real: DeepSpeed with two ranks, S3, MLflow, Postgres."""
 
+import math
 import signal
 import uuid
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
@@ -121,6 +123,26 @@ def test_what_was_trained_before_is_judged_by_the_recipe_of_now(
     judged = bench.run("gate", run, expect=3)
     assert "13" in judged["reason"]
     assert "recipe" in bench.manifest(trained, "train").outputs, "what was trained keeps its own"
+
+
+def test_preferences_are_judged_as_preferences(bench: Bench, tiny: str, tmp_path: Path) -> None:
+    """The loss of the better answer may rise while a model learns to choose: the gate looks at the pairs."""
+    recipe = yaml.safe_load(repository_path(TINY).read_text(encoding="utf-8")) | {"method": "dpo"}
+    recipe["optimisation"] |= {"beta": 0.5, "epochs": 4, "rows_per_step": 4, "learning_rate": 0.01}
+    path = tmp_path / "dpo.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    run = validate_new(bench, tmp_path, str(path), rejected="Nobody knows what that may be.")
+    trained = bench.train(run, recipe=str(path), base_model=tiny)
+    assert trained["facts"]["outcome"] == "complete"
+    found = bench.run("evaluate", run)
+    assert found["facts"]["measure"] == "preference loss of pairs"
+    assert found["metrics"]["base_loss"] == pytest.approx(math.log(2))
+    assert found["metrics"]["candidate_loss"] < found["metrics"]["base_loss"]
+    assert found["metrics"]["candidate_answer_loss"] != found["metrics"]["base_answer_loss"]
+    rows = list(bench.storage.get_rows(bench.manifest(run, "evaluate").outputs["rows"]))
+    assert len(rows) == found["counts"]["rows"] == 12
+    judged = bench.run("gate", run)
+    assert judged["facts"]["verdict"] == "promote"
 
 
 def test_a_model_without_weights_is_bad_input(bench: Bench, validated: str) -> None:
