@@ -34,7 +34,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, chain, dag
 from millrace_assets import CANDIDATE_MODEL
-from millrace_defaults import DEFAULT_ARGS, Tag, schedule_start, tags
+from millrace_defaults import DEFAULT_ARGS, RECIPES, Tag, schedule_start, tags
 from millrace_stage import fact, stage
 
 
@@ -49,7 +49,7 @@ from millrace_stage import fact, stage
     doc_md=__doc__,
     params={
         "recipe": Param(
-            None, type=["null", "string"], title="Recipe", section="Training",
+            None, type=["null", "string"], title="Recipe", section="Training", examples=RECIPES,
             description="Name of a file in tasks/training/recipes. Empty: the setting MILLRACE_RECIPE.",
         ),
         "examples": Param(

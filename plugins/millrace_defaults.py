@@ -15,6 +15,10 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=10),
 }
+# What the form suggests; a recipe of one's own may be typed. Not read from the folder: no file is read while a DAG is parsed.
+RECIPES = [
+    "sft_lora_zero2", "sft_lora_zero3_offload", "sft_full_zero3", "qlora", "dpo_lora", "pretrain_continue", "smoke_cpu", "demo",
+]  # fmt: skip
 # Fixed, so that a DAG is the same at every parse.
 FALLBACK_START = datetime(2026, 1, 1, tzinfo=UTC)
 

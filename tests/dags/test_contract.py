@@ -253,3 +253,11 @@ def test_the_page_about_the_dags_is_up_to_date() -> None:
         [sys.executable, "docs/make_dags_md.py", "--check"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_form_suggests_every_recipe() -> None:
+    from millrace_defaults import RECIPES
+
+    from tasks.training.recipes import names
+
+    assert sorted(RECIPES) == sorted(names())
