@@ -28,7 +28,7 @@ demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
 test: setup ## run the tests, two files at a time; they start what they need themselves
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12
 
 lint: setup ## check style and types
 	@$(RUN) -m ruff check .
