@@ -17,13 +17,13 @@ from typing import Any
 
 from tasks.training import worker
 from tasks.training.encoding import Encoded, encode, pad, pad_id
-from tasks.training.launcher import leave_out_unused
+from tasks.training.launcher import leave_out
 from tasks.training.recipes import Recipe
 
 
 def main(arguments: list[str]) -> int:
     """`python -m benchmarks.bare_rank --local_rank=N FOLDER`."""
-    leave_out_unused()
+    leave_out()
     folder = Path(arguments[-1])
     if not (folder / "turns.json").is_file():
         _train(folder)

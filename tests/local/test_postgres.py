@@ -58,8 +58,10 @@ def test_a_young_process_that_took_over_the_pid_of_postgres_is_left_alone(tmp_pa
 
 
 def test_a_server_of_the_same_folder_is_ended(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(60)", "-D", str(tmp_path)]
-    with subprocess.Popen(command, start_new_session=True) as server:
+    command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)", "-D", str(tmp_path)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()  # a process that has only just been started shows no command line for a moment
         (tmp_path / "postmaster.pid").write_text(f"{server.pid}\n{tmp_path}\n{int(time.time())}\n")
         postgres.clear_stale_pid(tmp_path)
         assert server.wait(10) == -signal.SIGKILL

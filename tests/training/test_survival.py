@@ -136,7 +136,7 @@ def test_two_nodes_train_as_one_machine_does(
     forget(bench)
     path = recipe(tmp_path, lora=LORA, checkpoints={"every_steps": 10}, distribution={"ranks": 1, "nodes": 2})
     run = copy_dataset(bench, dataset)
-    bench.plan(run, recipe=path, base_model=tiny)
+    bench.plan(run, recipe=path, base_model=tiny, node_count="2")
     processes = [start_node(bench, run, node, recipe=path, base_model=tiny) for node in (0, 1)]
     logs = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], logs
