@@ -5,7 +5,7 @@
 Builds a dataset from curated examples, accepted feedback and the corpus (mixed by the recipe), freezes it by its digest,
 reports its tokens and what the training will cost before a GPU is asked for, fine-tunes the base model with DeepSpeed, scores
 base, candidate and champion on the same held-out rows, and lets a gate decide. A passed candidate is registered in
-MLflow. The same inputs again train 0 steps and say so.
+MLflow. The same inputs again train 0 steps and say so. First of all, `preflight` checks the services and models that it needs.
 
 **Parameters**
 
@@ -23,11 +23,11 @@ In: none (by hand, or by `watch_drift`). Out: `candidate_model`, if the gate let
 **When it fails**
 
 A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in the
-XCom and manifest of `gate`. The run fails for rejected data (`validate_dataset`: no good row left on one side, or too many
-training rows that occur among held-out rows or golden questions), for what cannot be trained (`plan_training`: too many rows
-cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and for a loss that goes
-wrong. A training that was stopped (spot notice, lost node) is tried again and goes on from its newest checkpoint. To stop
-one, mark `train` as failed; to go on, clear it in the same run.
+XCom and manifest of `gate`. The run fails for what has to be mended first (`preflight`), for rejected data (`validate_dataset`: no
+good row left on one side, or too many training rows that occur among held-out rows or golden questions), for what cannot be trained
+(`plan_training`: too many rows cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and
+for a loss that goes wrong. A training that was stopped (spot notice, lost node) is tried again and goes on from its newest
+checkpoint. To stop one, mark `train` as failed; to go on, clear it in the same run.
 """
 
 from datetime import timedelta
@@ -84,7 +84,7 @@ def fine_tune():
     gated = stage("gate", on_refusal="skip")
     # Dangerous edge: registering makes the model a candidate for release. No path leads here around the gate.
     registered = stage("register", outlets=[CANDIDATE_MODEL])
-    chain(built, validated, planned, trained, evaluated, gated, registered)
+    chain(stage("preflight"), built, validated, planned, trained, evaluated, gated, registered)
 
 
 fine_tune()

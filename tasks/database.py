@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from pgvector.psycopg import register_vector
 from psycopg.rows import dict_row
 
 from tasks.errors import ServiceUnavailable, SettingsError
@@ -40,6 +39,8 @@ def connect(url: str | None = None, *, vectors: bool = True) -> Iterator[Connect
     try:
         with psycopg.connect(target, connect_timeout=10, row_factory=dict_row) as connection:
             if vectors:
+                from pgvector.psycopg import register_vector  # Airflow's image, which has the tool `doctor`, has it not
+
                 register_vector(connection)
             yield connection
     except psycopg.OperationalError as error:
@@ -58,8 +59,7 @@ def migrate(url: str | None = None) -> list[str]:
             "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         done = {row["name"]: row["sha256"] for row in connection.execute("SELECT name, sha256 FROM schema_migrations")}
-        for path in sorted(SQL_FOLDER.glob("[0-9]*.sql")):
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        for path, sha256 in migrations():
             if path.name not in done:
                 connection.execute(path.read_text(encoding="utf-8").encode())
                 connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (path.name, sha256))
@@ -70,6 +70,12 @@ def migrate(url: str | None = None) -> list[str]:
                 )
         _check_pgvector(connection)
     return applied
+
+
+def migrations() -> list[tuple[Path, str]]:
+    """Return the files of the migrations in order, each with its SHA-256."""
+    paths = sorted(SQL_FOLDER.glob("[0-9]*.sql"))
+    return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
 def _check_pgvector(connection: Connection) -> None:

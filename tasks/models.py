@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from tasks.errors import ModelError, ServiceUnavailable
 from tasks.storage import Storage, file_digest
 
-_HUB = re.compile(r"^hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})$")
+HUB = re.compile(r"^hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})$")
 _FORMS = "package:MODULE/PATH, hub:ORG/NAME@COMMIT or s3://BUCKET/FOLDER"
 
 
@@ -37,7 +37,7 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*/*.json"]
 def fetch(reference: str, cache: Path, storage: Storage | None = None) -> Path:
     """Return a local folder with the model's files, fetching and converting it once. Raises ModelError."""
     if reference.startswith("package:"):
-        source = _package_path(reference)
+        source = package_path(reference)
         if source.suffix == ".gguf":
             return _once(
                 cache,
@@ -54,15 +54,15 @@ def fetch(reference: str, cache: Path, storage: Storage | None = None) -> Path:
             )
         folder = _downloaded(store, reference, cache, listing)
         return require_weights(folder, reference)
-    if match := _HUB.match(reference):
+    if match := HUB.match(reference):
         return require_weights(_snapshot(reference, match, cache, [*_SMALL_FILES, "*.safetensors"]), reference)
-    raise _no_reference(reference)
+    raise no_reference(reference)
 
 
 def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None) -> Path:
     """Return a local folder with the model's configuration and tokenizer, without its weights where it can. Raises ModelError."""
     if reference.startswith("package:"):
-        source = _package_path(reference)
+        source = package_path(reference)
         # A GGUF file holds its tokenizer between the weights: the copy that training needs anyway.
         return fetch(reference, cache, storage) if source.suffix == ".gguf" else _require_config(source, reference)
     if reference.startswith("s3://"):
@@ -76,9 +76,9 @@ def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None)
         if not any(uri.endswith(".safetensors") for uri, _size, _etag in listing):
             raise _no_weights(reference)
         return _require_config(_downloaded(store, reference, cache, small), reference)
-    if match := _HUB.match(reference):
+    if match := HUB.match(reference):
         return _require_config(_snapshot(reference, match, cache, _SMALL_FILES), reference)
-    raise _no_reference(reference)
+    raise no_reference(reference)
 
 
 def _downloaded(store: Storage, reference: str, cache: Path, listing: list[tuple[str, int, str]]) -> Path:
@@ -112,14 +112,15 @@ def _no_weights(reference: str) -> ModelError:
     )
 
 
-def _no_reference(reference: str) -> ModelError:
+def no_reference(reference: str) -> ModelError:
+    """Return the error for what is no model reference."""
     hint = " A hub model must be pinned to a commit." if reference.startswith("hub:") else ""
     return ModelError(f"expected a model reference ({_FORMS}), found {reference!r}.{hint} Next: correct the setting.")
 
 
 def revision(reference: str, folder: Path) -> str:
     """Return what pins the model's bytes: the hub commit, or a digest of the weight files' digests."""
-    if match := _HUB.match(reference):
+    if match := HUB.match(reference):
         return match["revision"]
     return revision_of({str(path.relative_to(folder)): file_digest(path) for path in folder.rglob("*.safetensors")})
 
@@ -146,7 +147,8 @@ def _require_config(folder: Path, reference: str) -> Path:
     return folder
 
 
-def _package_path(reference: str) -> Path:
+def package_path(reference: str) -> Path:
+    """Return the file or folder that a `package:` reference names. Raises ModelError."""
     module, _, inner = reference.removeprefix("package:").partition("/")
     # find_spec does not import: some weight packages import tools that are not installed here.
     spec = importlib.util.find_spec(module) if module.isidentifier() else None

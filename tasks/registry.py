@@ -12,6 +12,7 @@ from tasks.stage import Stage
 
 # Stage name -> module that declares STAGE.
 STAGES = {
+    "preflight": "tasks.doctor.preflight",
     "list_documents": "tasks.knowledge.list_documents",
     "validate_documents": "tasks.knowledge.validate_documents",
     "index_documents": "tasks.knowledge.index_documents",
@@ -39,6 +40,7 @@ TOOLS = {
     "migrate": "tasks.database:main",
     "serve": "tasks.serving.server:main",
     "search": "tasks.knowledge.search:main",
+    "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
 }
 

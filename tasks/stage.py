@@ -51,7 +51,8 @@ class Stage(Generic[Options]):
     """A named piece of work. `needs` are earlier stages of the same run; their manifests become inputs.
 
     `graceful` stages look at `context.stopping()` themselves and raise Preempted after saving;
-    all others are interrupted by SIGTERM where they stand.
+    all others are interrupted by SIGTERM where they stand. What a `fleeting` stage finds is true for the moment
+    only: an earlier manifest of it never stands.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Stage(Generic[Options]):
     run: "Callable[[StageContext, Options], StageResult]"
     needs: tuple[str, ...] = ()
     graceful: bool = False
+    fleeting: bool = False
 
 
 @dataclass
@@ -141,7 +143,7 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
         }
     )
     context = StageContext(settings, storage, run, stage.name, part, inputs)
-    before = _standing(storage, f"{context.folder}/manifest.json", fingerprint)
+    before = _standing(storage, f"{context.folder}/manifest.json", None if stage.fleeting else fingerprint)
     if before is not None:
         log.info(
             "stage=%s status=%s unchanged: the manifest of %s stands",
@@ -184,7 +186,7 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
     return manifest
 
 
-def _standing(storage: Storage, uri: str, fingerprint: str) -> Manifest | None:
+def _standing(storage: Storage, uri: str, fingerprint: str | None) -> Manifest | None:
     """Return the manifest at `uri` if it still holds: the same fingerprint, and its bytes are there.
 
     One that does not hold is removed before the work begins, so that it cannot vouch for work that is cut short.

@@ -39,11 +39,11 @@ def split_uri(uri: str) -> tuple[str, str]:
 class Storage:
     """A client of one S3 endpoint."""
 
-    def __init__(self, endpoint_url: str | None = None) -> None:
+    def __init__(self, endpoint_url: str | None = None, attempts: int = 6) -> None:
         config = Config(
             connect_timeout=5,
             read_timeout=60,
-            retries={"max_attempts": 6, "mode": "standard"},
+            retries={"max_attempts": attempts, "mode": "standard"},
             s3={"addressing_style": "path"} if endpoint_url else {},
         )
         self._client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)

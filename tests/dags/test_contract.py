@@ -29,6 +29,7 @@ EDGES = {
         "switch_index": [],
     },
     "fine_tune": {
+        "preflight": ["build_dataset"],
         "build_dataset": ["validate_dataset"],
         "validate_dataset": ["plan_training"],
         "plan_training": ["train"],
@@ -58,6 +59,7 @@ OUTLETS = {
 # The gate of each edge that changes what users get: every path to the second task passes the first.
 GUARDS = [
     ("sync_knowledge", "check_index", "switch_index"),
+    ("fine_tune", "preflight", "train"),
     ("fine_tune", "plan_training", "train"),
     ("fine_tune", "gate", "register"),
     ("promote_release", "propose", "promote"),
