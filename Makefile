@@ -31,7 +31,7 @@ test: setup ## run the tests, two files at a time; they start what they need the
 	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform"
 
 test-terraform: setup ## plan infra/terraform, and apply it to an emulator of AWS (needs terraform and its AWS provider)
-	@$(RUN) -m pytest -m terraform
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m terraform
 
 lint: setup ## check style and types
 	@$(RUN) -m ruff check .
