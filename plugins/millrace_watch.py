@@ -38,9 +38,8 @@ class Limits:
 
     poll: float = 3.0
     say: float = 60.0
-    schedule: float = (
-        math.inf
-    )  # MILLRACE_POD_WAIT_MINUTES says how long: GPU nodes are added on demand, and may be sold out
+    # GPU nodes are added on demand, and may be sold out: MILLRACE_POD_WAIT_MINUTES says how long.
+    schedule: float = math.inf
     start: float = 1800  # the image with CUDA and torch is large
     bad_start: float = 120  # an image or a secret that is not there may be there in a moment
     lost_node: float = 120  # a node may answer again
