@@ -52,11 +52,20 @@ def longer(recipe: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(stack: Any) -> Iterator[Any]:
-    """The cluster, with a namespace, the stages' secret, and the stack's servers within the pods' reach."""
+def within_reach(stack: Any) -> Iterator[None]:
+    """The stack's servers, at the address of this machine that pods reach."""
     from tests.kubernetes.cluster import Cluster, Forward
 
-    with Cluster() as made, Forward(made.host, (stack.settings.ports[p] for p in ("postgres", "s3", "mlflow"))):
+    with Forward(Cluster().host, (stack.settings.ports[p] for p in ("postgres", "s3", "mlflow"))):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(stack: Any, within_reach: None) -> Iterator[Any]:
+    """The cluster, with a namespace, the stages' secret, and the stack's servers within the pods' reach."""
+    from tests.kubernetes.cluster import Cluster
+
+    with Cluster() as made:
         values = {name: value.replace("127.0.0.1", made.host) for name, value in stack.env.items()}
         made.put_secret(values)
         made.put_files("fixture-stage", FIXTURE)

@@ -28,13 +28,13 @@ CODE = "doctor-code"
 
 
 @pytest.fixture(scope="module")
-def ground(stack: Any) -> Iterator[Any]:
+def ground(stack: Any, within_reach: None) -> Iterator[Any]:
     """A namespace made from infra/kubernetes/base, the stages' secret in it, the stack within the pods' reach."""
     from tasks.database import migrate
-    from tests.kubernetes.cluster import Cluster, Forward
+    from tests.kubernetes.cluster import Cluster
 
     migrate(stack.database_url)
-    with Cluster() as made, Forward(made.host, (stack.settings.ports[p] for p in ("postgres", "s3", "mlflow"))):
+    with Cluster() as made:
         made.put_secret({name: value.replace("127.0.0.1", made.host) for name, value in stack.env.items()})
         yield made
 
