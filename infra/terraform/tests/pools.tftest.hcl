@@ -1,19 +1,9 @@
 # What the GPU pools become. Plans only: no account, no network. terraform test runs it from infra/terraform.
 mock_provider "aws" {
-  mock_data "aws_caller_identity" {
-    defaults = { account_id = "111122223333" }
-  }
-  mock_data "aws_partition" {
-    defaults = { partition = "aws" }
-  }
+  source = "./tests/mocks"
 }
 
 variables {
-  region             = "eu-central-1"
-  zones              = ["eu-central-1a", "eu-central-1b"]
-  cluster_admins     = ["arn:aws:iam::111122223333:role/platform"]
-  budget_monthly_usd = 2000
-  budget_emails      = ["platform@example.com"]
   gpu_pools = {
     train = { instance_types = ["g6.2xlarge", "g5.2xlarge"], gpus_per_node = 1, max_nodes = 4, monthly_budget_usd = 500 }
     nodes = {

@@ -1,19 +1,6 @@
 # What must be so in every installation. Plans only.
 mock_provider "aws" {
-  mock_data "aws_caller_identity" {
-    defaults = { account_id = "111122223333" }
-  }
-  mock_data "aws_partition" {
-    defaults = { partition = "aws" }
-  }
-}
-
-variables {
-  region             = "eu-central-1"
-  zones              = ["eu-central-1a", "eu-central-1b"]
-  cluster_admins     = ["arn:aws:iam::111122223333:role/platform"]
-  budget_monthly_usd = 2000
-  budget_emails      = ["platform@example.com"]
+  source = "./tests/mocks"
 }
 
 run "cluster_is_private" {
