@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 
 from tasks.doctor import cluster, database, machine, model_access, pod, services
-from tasks.doctor.examine import Check, Wanted, examine
+from tasks.doctor.examine import Check, Stopped, Wanted, examine
 from tasks.doctor.report import AWAY, Finding, as_json, as_text, exit_code, mend, ok, skip, without_secrets
 from tasks.errors import OptionError, SettingsError, nearest
 from tasks.settings import Settings, load_settings
@@ -59,6 +59,7 @@ CLUSTER = [
 POD = Check("image", pod.image, pod.SECONDS, KUBERNETES)
 # What only stages need; on Airflow's side it may be known to the pods' secret alone.
 STAND_INS = {"MILLRACE_DATABASE_URL": "postgresql://pods", "MILLRACE_MLFLOW_TRACKING_URI": "http://pods"}
+ALL_GONE = "what its checks had made was removed"
 USAGE = "python -m tasks doctor --help"
 
 
@@ -76,8 +77,9 @@ def main(arguments: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a check made is taken back then too
     try:
         findings, settings = look(ground, wanted, short)
-    except KeyboardInterrupt:
-        print("doctor: stopped; what its checks had made was removed.", file=sys.stderr)
+    except (KeyboardInterrupt, Stopped) as stopped:
+        left = f"some of what its checks had made stays ({stopped})" if str(stopped) else ALL_GONE
+        print(f"doctor: stopped; {left}.", file=sys.stderr)
         return AWAY
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -26,6 +26,10 @@ class NotChecked(Exception):
     """This cannot be checked here; the text says why."""
 
 
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came; the text says what could not be removed of what the checks had made, or nothing."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the caller is going to do, as far as checks depend on it."""
@@ -41,7 +45,9 @@ class Place:
 
     settings: Settings
     wanted: Wanted
-    undo: ExitStack
+    undo: ExitStack = field(default_factory=ExitStack)
+    # Held while it is taken back: who comes second waits for the first, who may be in the middle of it.
+    undoing: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextmanager
@@ -75,25 +81,32 @@ class _Started:
 
     check: Check
     place: Place
-    since: float
+    since: float = field(default_factory=time.monotonic)
     thread: threading.Thread | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
 def examine(checks: Sequence[Check], settings: Settings, wanted: Wanted) -> list[Finding]:
-    """Run all checks side by side; return their findings, in the order of the checks."""
+    """Run all checks side by side; return their findings, in the order of the checks.
+
+    Raises Stopped after Ctrl-C, and what a handler of SIGTERM raises: nothing that a check made may stay then either.
+    """
     absent = {check.name: _absent(check) for check in checks}
-    started = [_start(check, settings, wanted, absent[check.name]) for check in checks]
-    found: list[Finding] = []
+    # All of them stand before the first one starts, so that an interrupt finds what it has to take back.
+    planned = [_Started(check, Place(settings, wanted)) for check in checks]
     try:
-        for each in started:
+        for each in planned:
+            _start(each, absent[each.check.name])
+        for each in planned:
             if each.thread is not None:
                 each.thread.join(max(0.0, each.since + each.check.seconds - time.monotonic()))
-    finally:
-        # Also after Ctrl-C and SIGTERM: nothing that a check made may stay.
-        for each in started:
-            found += [without_secrets(finding) for finding in _end(each)]
-    return found
+    except BaseException as error:
+        left = "; ".join(problem for problem in (_take_back(each.place) for each in planned) if problem)
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(left) from error
+        log.error("not removed: %s", left or "nothing")
+        raise
+    return [without_secrets(finding) for each in planned for finding in _end(each)]
 
 
 def _absent(check: Check) -> str:
@@ -106,9 +119,9 @@ def _absent(check: Check) -> str:
     return ""
 
 
-def _start(check: Check, settings: Settings, wanted: Wanted, absent: str) -> _Started:
-    place = Place(settings, wanted, ExitStack())
-    each = _Started(check, place, time.monotonic())
+def _start(each: _Started, absent: str) -> None:
+    check, place = each.check, each.place
+    each.since = time.monotonic()
 
     def run() -> None:
         found = _taken_back(check, place, _findings(check, place))
@@ -117,10 +130,9 @@ def _start(check: Check, settings: Settings, wanted: Wanted, absent: str) -> _St
 
     if absent:
         each.findings = [skip(check.name, f"the package {absent} is not installed here")]
-        return each
+        return
     each.thread = threading.Thread(target=run, name=f"doctor-{check.name}", daemon=True)
     each.thread.start()
-    return each
 
 
 def _findings(check: Check, place: Place) -> list[Finding]:
@@ -151,7 +163,7 @@ def _end(each: _Started) -> list[Finding]:
 
 def _taken_back(check: Check, place: Place, found: list[Finding]) -> list[Finding]:
     """Return the findings after removing what the check made; what cannot be removed is to be mended."""
-    problem = _take_back(place.undo)
+    problem = _take_back(place)
     if not problem:
         return found
     left = BadInput(f"expected to remove what this check made, found {problem}. Next: allow deleting; remove it.")
@@ -159,13 +171,14 @@ def _taken_back(check: Check, place: Place, found: list[Finding]) -> list[Findin
     return [*kept, mend(check.name, left)]
 
 
-def _take_back(undo: ExitStack) -> str:
+def _take_back(place: Place) -> str:
     """Run what is to be undone; return what went wrong, or nothing."""
     problems = [f"no end after {UNDO_SECONDS:g} s"]
 
     def run() -> None:
         try:
-            undo.close()
+            with place.undoing:
+                place.undo.close()
         except Exception as error:  # noqa: BLE001 - whatever it was, it is told
             problems[0] = (str(error) or type(error).__name__).partition(" Next: ")[0]
         else:

@@ -179,6 +179,7 @@ def test_a_doctor_that_is_stopped_takes_back_what_it_made(number: int, env: dict
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hanging)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Hanging.made.clear()
+    Hanging.release.clear()
     Hanging.deleted.clear()
     mlflow = {"MILLRACE_MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_port}"}
     process = subprocess.Popen(

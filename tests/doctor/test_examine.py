@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.doctor.examine import Check, NotChecked, Place, Wanted, examine, making
+from tasks.doctor.examine import Check, NotChecked, Place, Stopped, Wanted, examine, making
 from tasks.doctor.report import Finding, ok
 from tasks.errors import BadInput, ServiceUnavailable
 
@@ -134,9 +134,82 @@ def test_an_interrupted_examination_takes_back_what_was_made(monkeypatch: pytest
 
     before = threading.Thread.join
     monkeypatch.setattr(threading.Thread, "join", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="^$"):
         examine([Check("it", check)], settings(), Wanted())
     assert there == []
+
+
+def test_an_interrupt_while_checks_are_still_being_started_takes_back_what_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, made = ["something"], threading.Event()
+
+    def check(place: Place) -> str:
+        with making(place, there.clear):
+            made.set()
+        threading.Event().wait(5)
+        return "fine"
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name == "doctor-second":
+            made.wait(5)
+            raise KeyboardInterrupt
+        before(self)
+
+    before = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(Stopped, match="^$"):
+        examine([Check("first", check), Check("second", lambda _: "fine")], settings(), Wanted())
+    assert there == []
+
+
+def test_an_interrupt_waits_for_a_check_that_is_taking_back_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, removing = ["something"], threading.Event()
+
+    def remove() -> None:
+        removing.set()
+        threading.Event().wait(0.5)
+        there.clear()
+
+    def check(place: Place) -> str:
+        with making(place, remove):
+            return "fine"
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        if self.name == "doctor-it":
+            removing.wait(5)
+            raise KeyboardInterrupt
+        before(self, timeout)
+
+    before = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(Stopped, match="^$"):
+        examine([Check("it", check)], settings(), Wanted())
+    assert there == []
+
+
+def test_what_an_interrupt_could_not_take_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = threading.Event()
+
+    def refused() -> None:
+        raise BadInput("expected leave to delete, found none. Next: allow it.")
+
+    def check(place: Place) -> str:
+        with making(place, refused):
+            made.set()
+        threading.Event().wait(5)
+        return "fine"
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name == "doctor-second":
+            made.wait(5)
+            raise KeyboardInterrupt
+        before(self)
+
+    before = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(Stopped, match="expected leave to delete, found none"):
+        examine([Check("first", check), Check("second", lambda _: "fine")], settings(), Wanted())
 
 
 def test_what_a_check_made_is_gone_before_slower_ones_end() -> None:
