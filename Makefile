@@ -1,6 +1,6 @@
 # Two commands for a new user: `make demo` and `make test`. All of them are safe to repeat.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status demo test test-terraform lint lock clean
+.PHONY: help setup up down status demo test test-terraform test-compose lint lock clean
 
 # The first Python 3.11 found; else any, whose version `make setup` then names in its message.
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
@@ -28,10 +28,13 @@ demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
 test: setup ## run the tests, two files at a time; they start what they need themselves
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform"
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform and not compose"
 
 test-terraform: setup ## plan infra/terraform, and apply it to an emulator of AWS (needs terraform and its AWS provider)
 	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m terraform
+
+test-compose: setup ## build docker-compose.yml, run the loop through it (needs a Docker engine)
+	@$(RUN) -m pytest -m compose --durations=5
 
 lint: setup ## check style and types
 	@$(RUN) -m ruff check .

@@ -1,16 +1,19 @@
-"""`python -m local.jobs NAME`: the short jobs between the servers' starts. Each is safe to repeat.
+"""`python -m local.jobs NAME ...`: the short jobs between the servers' starts. Each is safe to repeat.
 
     initdb            make Postgres' data folder (needs nothing running)
     databases         create the databases airflow, mlflow, millrace, and the extension vector
+    roles             the same with a role for each that owns it; its password becomes the one given (docker-compose.yml)
     bucket            create the bucket, write the object that S3's health check reads
     airflow-migrate   `airflow db migrate`, unless this version of Airflow already migrated this database
     mlflow-migrate    `mlflow db upgrade`, only when an older MLflow made this database
+    millrace-migrate  `python -m tasks migrate`
 
 Reads its addresses and credentials from the environment the supervisor gives it (PG*, AWS_*, and those named
 below). Which version migrated a database is kept as a comment on the database, so that it goes where the data goes.
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +43,30 @@ def databases() -> None:
             if name not in found:
                 connection.execute(f'CREATE DATABASE "{name}"')
                 print(f"created database {name}")
+    with psycopg.connect(dbname="millrace", autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+
+
+def roles() -> None:
+    """Give each database a role of its name that owns it, with the password of MILLRACE_JOB_ROLES (JSON by name)."""
+    import psycopg
+    from psycopg import sql
+
+    passwords: dict[str, str] = json.loads(os.environ["MILLRACE_JOB_ROLES"])
+    with psycopg.connect(dbname="postgres", autocommit=True) as connection:
+        known = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles")}
+        found = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        for name in DATABASES:
+            role = sql.Identifier(name)
+            change = sql.SQL("ALTER" if name in known else "CREATE")
+            connection.execute(
+                sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(change, role, sql.Literal(passwords[name]))
+            )
+            if name not in found:
+                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(role, role))
+                print(f"created database {name}")
+            # By default every role may connect to every database.
+            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(role))
     with psycopg.connect(dbname="millrace", autocommit=True) as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
 
@@ -99,30 +126,43 @@ def mlflow_migrate() -> None:
     before = _migrated_by("mlflow")
     if before is not None and before != f"mlflow {version('mlflow')}":
         # Without a password in it: a command line is seen by everybody, PGPASSWORD is not.
-        url = f"postgresql+psycopg2://{os.environ['PGUSER']}@127.0.0.1:{os.environ['PGPORT']}/mlflow"
+        host, port = os.environ.get("PGHOST", "127.0.0.1"), os.environ.get("PGPORT", "5432")
+        url = f"postgresql+psycopg2://{os.environ['PGUSER']}@{host}:{port}/mlflow"
         subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url], check=True)
     _note_migration("mlflow", "mlflow")
+
+
+def millrace_migrate() -> None:
+    """Bring the millrace database to this revision; the settings refuse variables that are no setting."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_JOB_")}
+    subprocess.run([sys.executable, "-m", "tasks", "migrate"], check=True, env=environment)
 
 
 JOBS = {
     "initdb": initdb,
     "databases": databases,
+    "roles": roles,
     "bucket": bucket,
     "airflow-migrate": airflow_migrate,
     "mlflow-migrate": mlflow_migrate,
+    "millrace-migrate": millrace_migrate,
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run one job."""
-    if len(arguments) != 1 or arguments[0] not in JOBS:
-        print(f"expected one of {', '.join(JOBS)}, found {arguments}", file=sys.stderr)
+def main(names: list[str]) -> int:
+    """Run the jobs named, in that order, until one fails."""
+    if not names or not set(names) <= set(JOBS):
+        print(f"expected some of {', '.join(JOBS)}, found {names}", file=sys.stderr)
         return 2
     try:
-        JOBS[arguments[0]]()
+        for name in names:
+            print(f"{name} ...", flush=True)
+            JOBS[name]()
     except LocalError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # it has said why
     return 0
 
 

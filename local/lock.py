@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
-LOCKS = ("local", "local-no-deps", "stage", "cuda-no-deps", "airflow", "development")
+LOCKS = ("local", "models-no-deps", "stage", "cuda-no-deps", "airflow", "mlflow", "development")
 HEADER = "# Made by `make lock` from requirements/{name}.in. Do not edit; see requirements/README.md.\n"
 OPTIONS = [
     "--quiet",

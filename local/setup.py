@@ -19,7 +19,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIREMENTS = REPOSITORY / "requirements"
-LOCKS = ("local.txt", "development.txt", "local-no-deps.txt")
+LOCKS = ("local.txt", "development.txt", "models-no-deps.txt")
 PYTHON = (3, 11)
 FREE_GB = 6.0
 NETWORK_SIGNS = (

@@ -21,8 +21,11 @@ from tasks.settings import settings
 log = logging.getLogger(__name__)
 
 SQL_FOLDER = Path(__file__).parent / "sql"
-# 0.8.2 fixed an overflow in parallel HNSW builds, 0.8.3 index corruption on vacuum, 0.8.4 inserts during vacuum.
-LEAST_PGVECTOR = (0, 8, 4)
+# Iterative scans, which a filtered search needs, came with 0.8.0. Two faults of versions before 0.8.4 are kept away from
+# by how we build: parallel HNSW builds could overflow a buffer (until 0.8.2; see index_tables.build_hnsw), and a vacuum
+# could harm an HNSW index (until 0.8.4; no row of an index version is deleted while its HNSW index stands).
+LEAST_PGVECTOR = (0, 8, 0)
+SAFE_PARALLEL_BUILDS = (0, 8, 2)
 _MIGRATION_LOCK = 0x4D696C6C  # any constant number; ours spells "Mill"
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -78,9 +81,14 @@ def migrations() -> list[tuple[Path, str]]:
     return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
-def _check_pgvector(connection: Connection) -> None:
+def pgvector_version(connection: Connection) -> tuple[int, ...]:
+    """Return the version of the extension, (0,) where there is none."""
     row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-    found = tuple(int(part) for part in row["extversion"].split(".")) if row else (0,)
+    return tuple(int(part) for part in row["extversion"].split(".")) if row else (0,)
+
+
+def _check_pgvector(connection: Connection) -> None:
+    found = pgvector_version(connection)
     if found < LEAST_PGVECTOR:
         raise SettingsError(
             f"expected pgvector {'.'.join(map(str, LEAST_PGVECTOR))} or newer, found {'.'.join(map(str, found))}. Next: upgrade the extension."

@@ -7,23 +7,23 @@ A reference is one of
 
 `fetch(reference)` returns a folder that `from_pretrained` can load: configuration, tokenizer and
 safetensors; `fetch_tokenizer(reference)` one with configuration and tokenizer only, before a GPU is asked
-for. Code inside a model folder is never run (`trust_remote_code` stays off). Writes below the cache folder,
-through a neighbour folder that is renamed when complete. Fails with `ModelError` for a malformed reference,
+for. Code inside a model folder is never run (`trust_remote_code` stays off). Writes below the cache folder, whose
+bytes are compared with their digests (`tasks.model_cache`). Fails with `ModelError` for a malformed reference,
 an unpinned revision, or a folder without weights.
 """
 
-import fcntl
 import hashlib
 import importlib.util
+import logging
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from tasks import model_cache
 from tasks.errors import ModelError, ServiceUnavailable
 from tasks.storage import Storage, file_digest
 
+log = logging.getLogger(__name__)
 HUB = re.compile(r"^hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})$")
 _FORMS = "package:MODULE/PATH, hub:ORG/NAME@COMMIT or s3://BUCKET/FOLDER"
 
@@ -39,7 +39,7 @@ def fetch(reference: str, cache: Path, storage: Storage | None = None) -> Path:
     if reference.startswith("package:"):
         source = package_path(reference)
         if source.suffix == ".gguf":
-            return _once(
+            return model_cache.once(
                 cache,
                 f"{source.stem}-{file_digest(source)[:12]}",
                 lambda folder: _convert_gguf(source, folder),
@@ -85,7 +85,7 @@ def _downloaded(store: Storage, reference: str, cache: Path, listing: list[tuple
     """Return the listed objects as a folder of the cache."""
     key = hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()[:16]
     uris = [uri for uri, _size, _etag in listing]
-    return _once(cache, f"s3-{key}", lambda target: _download(store, reference, uris, target))
+    return model_cache.once(cache, f"s3-{key}", lambda target: _download(store, reference, uris, target))
 
 
 def _snapshot(reference: str, match: re.Match[str], cache: Path, patterns: list[str]) -> Path:
@@ -93,16 +93,33 @@ def _snapshot(reference: str, match: re.Match[str], cache: Path, patterns: list[
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    def download() -> Path:
         path = snapshot_download(
             match["name"], revision=match["revision"], cache_dir=str(cache / "hub"), allow_patterns=patterns
         )
+        return Path(path)
+
+    try:
+        folder = download()
+        with model_cache.locked(cache / f"hub-{match['revision']}.lock"):
+            record = cache / f"hub-{match['revision']}.digests.json"
+            if wrong := model_cache.damaged_downloads(folder, record):
+                log.warning("model cache: %s: %s: other bytes than the hub's: downloaded anew", reference, wrong)
+                for path in wrong:
+                    path.resolve().unlink()
+                    path.unlink()
+                folder = download()
+            if wrong and model_cache.damaged_downloads(folder, record):
+                raise ServiceUnavailable(
+                    f"expected the files of {reference} with the hub's digests, found other bytes twice. "
+                    "Next: see what stands between here and the hub; mirror the model to s3:// and name that."
+                )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ServiceUnavailable(
             f"expected the model hub to answer for {reference}, found {str(error)[:200]}. "
             "Next: check the network and HF_HUB_OFFLINE, or mirror the model to s3:// and name that."
         ) from error
-    return Path(path)
+    return folder
 
 
 def _no_weights(reference: str) -> ModelError:
@@ -164,27 +181,6 @@ def package_path(reference: str) -> Path:
     return path
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _once(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """Return `cache/name`, made by `make` in a neighbour folder and renamed when complete; one maker at a time."""
-    target = cache.resolve() / name
-    with _locked(target.with_suffix(".lock")):
-        if not target.is_dir():
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            make(partial)
-            partial.rename(target)
-    return target
-
-
 def _download(storage: Storage, reference: str, uris: list[str], folder: Path) -> None:
     prefix = reference.rstrip("/") + "/"
     for uri in uris:
@@ -193,7 +189,7 @@ def _download(storage: Storage, reference: str, uris: list[str], folder: Path) -
         if not target.is_relative_to(folder.resolve()):
             raise ModelError(f"expected file names inside {reference}, found {name!r}. Next: remove that object.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(storage.get_bytes(uri))
+        storage.download(uri, target)
 
 
 def _convert_gguf(source: Path, folder: Path) -> None:

@@ -129,13 +129,17 @@ class Storage:
         for line in self.get(artifact).splitlines():
             yield json.loads(line)
 
+    def download(self, uri: str, path: Path) -> None:
+        """Write the object at `uri` to `path`, a part at a time. Raises ManifestError when there is none."""
+        bucket, key = split_uri(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _answering(uri):
+            self._client.download_file(bucket, key, str(path))
+
     def get_file(self, artifact: Artifact, path: Path) -> Path:
         """Download an artifact to `path` (through a neighbour file) and compare its SHA-256."""
-        bucket, key = split_uri(artifact.uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        with _answering(artifact.uri):
-            self._client.download_file(bucket, key, str(partial))
+        self.download(artifact.uri, partial)
         found = file_digest(partial)
         if found != artifact.sha256:
             partial.unlink()

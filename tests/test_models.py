@@ -55,22 +55,6 @@ def test_a_hub_that_does_not_answer_is_to_be_tried_again(tmp_path: Path, monkeyp
             fetch(f"hub:org/name@{'a' * 40}", tmp_path)
 
 
-def test_a_model_is_made_once_and_never_half(tmp_path: Path) -> None:
-    made = []
-
-    def make(folder: Path) -> None:
-        made.append(folder)
-        (folder / "config.json").write_text("{}")
-        if len(made) == 1:
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="disk"):
-        models._once(tmp_path, "model", make)
-    assert not (tmp_path / "model").exists()
-    assert models._once(tmp_path, "model", make) == models._once(tmp_path, "model", make)
-    assert len(made) == 2
-
-
 def test_the_revision_follows_the_weights(tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert models.revision(f"hub:org/name@{commit}", tmp_path) == commit

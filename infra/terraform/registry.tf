@@ -2,7 +2,7 @@
 variable "repositories" {
   description = "Image repositories: below the installation's name."
   type        = set(string)
-  default     = ["airflow", "stage"]
+  default     = ["airflow", "mlflow", "stage"]
   nullable    = false
 }
 

@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from tasks.doctor import cluster, database, machine, model_access, pod, services
+from tasks.doctor import cluster, compose, database, machine, model_access, pod, services
 from tasks.doctor.examine import Check, Stopped, Wanted, examine
 from tasks.doctor.report import AWAY, Finding, as_json, as_text, exit_code, mend, ok, skip, without_secrets
 from tasks.errors import OptionError, SettingsError, nearest
@@ -57,6 +57,12 @@ CLUSTER = [
     Check("gpu quota", cluster.gpu_quota, needs=KUBERNETES),
 ]
 POD = Check("image", pod.image, pod.SECONDS, KUBERNETES)
+COMPOSE = [
+    Check("engine", compose.engine),
+    Check("values", compose.values),
+    Check("containers", compose.containers),
+    Check("in the container", compose.inside, compose.SECONDS + 10),
+]
 # What only stages need; on Airflow's side it may be known to the pods' secret alone.
 STAND_INS = {"MILLRACE_DATABASE_URL": "postgresql://pods", "MILLRACE_MLFLOW_TRACKING_URI": "http://pods"}
 ALL_GONE = "what its checks had made was removed"
@@ -92,7 +98,7 @@ def look(ground: str, wanted: Wanted, short: bool = False) -> tuple[list[Finding
     """Return the findings of all checks of a ground, and the settings where they could be read."""
     planned = checks(ground, short)
     try:
-        settings = load_settings({**STAND_INS, **os.environ} if _beside_the_pods(ground) else None)
+        settings = load_settings({**STAND_INS, **os.environ} if _beside(ground) else None)
     except SettingsError as error:
         # The packages may be why: they are compared all the same.
         able = [check for check in planned if check.run is machine.versions]
@@ -107,16 +113,18 @@ def look(ground: str, wanted: Wanted, short: bool = False) -> tuple[list[Finding
 
 def checks(ground: str, short: bool) -> list[Check]:
     """Return the checks of a ground."""
-    if _beside_the_pods(ground):
+    if ground == "compose" and _beside(ground):
+        return COMPOSE[:3] if short else COMPOSE
+    if _beside(ground):
         return [*BESIDE, *(CLUSTER if short else [*CLUSTER, POD])]
     here = SHORT if short else HERE
-    if ground == "compose":
-        return [*here, Check("engine", machine.engine)]
     return [*here, *CLUSTER] if ground == "kubernetes" else here
 
 
-def _beside_the_pods(ground: str) -> bool:
-    """Say whether this is Airflow's side of a cluster: it knows the cluster, and only the pods know the database."""
+def _beside(ground: str) -> bool:
+    """Say whether this is not where stages run: Airflow's side of a cluster, or the machine of a Compose installation."""
+    if ground == "compose":
+        return compose.outside()
     return ground == "kubernetes" and importlib.util.find_spec("kubernetes") is not None
 
 

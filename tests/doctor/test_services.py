@@ -115,6 +115,12 @@ def test_pgvector_missing_and_too_old_are_told(
     with psycopg.connect(url) as connection:
         connection.execute("CREATE EXTENSION vector")
     assert one(database.pgvector, stack_settings(database_url=url)).status == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.database.SAFE_PARALLEL_BUILDS", (99, 0))
+        assert (
+            "below 99.0 indexes are built by one process"
+            in one(database.pgvector, stack_settings(database_url=url)).found
+        )
     monkeypatch.setattr("tasks.database.LEAST_PGVECTOR", (99, 0))
     found = one(database.pgvector, stack_settings(database_url=url))
     assert found.code == 2 and "expected pgvector 99.0 or newer" in found.found
