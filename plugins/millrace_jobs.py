@@ -13,6 +13,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
+from millrace_outcome import words
 from millrace_pods import Pods
 from millrace_status import Ending, said
 from millrace_watch import TIMEOUT, Events, PodWatch
@@ -101,7 +102,7 @@ class JobWatch:
     @property
     def last_words(self) -> str:
         """The last lines of node 0, or of whoever spoke."""
-        return next((" | ".join(watch.last)[-1500:] for watch in self.watches.values() if watch.last), "")
+        return next((" | ".join(map(words, watch.last))[-1500:] for watch in self.watches.values() if watch.last), "")
 
     def follow(self) -> Ending:
         """Watch until every pod has ended well, or one has not."""

@@ -12,6 +12,7 @@ Reads the manifest of the stage in S3 and verifies the bytes it names; the exit 
 """
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -51,9 +52,26 @@ def command_line(stage: str, run: str, part: str | None, options: Mapping[str, A
 
 
 def tell(log: Any, text: str) -> None:
-    """Put a line of a stage's log into the task's log, at its own level."""
+    """Put a line of a stage's log, text or JSON, into the task's log, at its own level."""
     level = LEVEL.match(text)
-    log.log(logging.getLevelName(level.group(1)) if level else logging.INFO, "%s", text)
+    name = level.group(1) if level else str(_line(text).get("level", "INFO"))
+    log.log(logging.getLevelNamesMapping().get(name, logging.INFO), "%s", text)
+
+
+def words(text: str) -> str:
+    """Return what a line of a stage's log says, without the fields of a JSON line."""
+    line = _line(text)
+    return f"{line['level']} {line['message']}" if {"level", "message"} <= line.keys() else text
+
+
+def _line(text: str) -> dict[str, Any]:
+    if not text.startswith("{"):
+        return {}
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 class MlflowRunLink(BaseOperatorLink):

@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
+from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
-from millrace_outcome import BAD_INPUT, REFUSED, RETURN_VALUE, MlflowRunLink, StageOutcome, command_line, run_uri
+from millrace_outcome import BAD_INPUT, REFUSED, RETURN_VALUE, MlflowRunLink, StageOutcome, command_line, run_uri, words
 from millrace_pods import Pods
 from millrace_podspec import confinement, connection, environment, gpus_of_a_pod, machine, namespace, required, size
 from millrace_status import Ending, ending
 from millrace_sweep import annotations, sweep_before
+from millrace_trace import trace_environment
 from millrace_watch import Limits, PodWatch
 from urllib3.exceptions import HTTPError
 
@@ -118,7 +120,7 @@ class PodStage(StageOutcome, KubernetesPodOperator):
             raise
         self.log.log(logging.INFO if end.exit_code == 0 else logging.ERROR, "the pod ended: %s", end)
         self._remove(pods, at_once=end.reason == "NodeLost")
-        return self._judge(context, end, " | ".join(watch.last)[-1500:])
+        return self._judge(context, end, " | ".join(map(words, watch.last))[-1500:])
 
     def pod_arguments(self, context: "Context") -> list[str]:
         """Return the stage's arguments. Kubernetes expands $(NAME) in them from the environment, and that holds
@@ -132,9 +134,12 @@ class PodStage(StageOutcome, KubernetesPodOperator):
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
     def prepare(self, context: "Context | None") -> None:
-        """Set what is known only when the task runs: whose pod it is, and what it asks of a node (`gpus`, rendered)."""
+        """Set what is known only when the task runs: whose pod it is, its trace, and what it asks of a node (`gpus`, rendered)."""
         if context is not None:
             self.annotations = {**self.annotations, **annotations(context)}
+            trace = trace_environment(context)
+            kept = [variable for variable in self.env_vars if variable.name not in trace]
+            self.env_vars = kept + [k8s.V1EnvVar(name=name, value=value) for name, value in trace.items()]
         for name, value in machine(gpus_of_a_pod(self.gpus)).items():
             setattr(self, name, value)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator
-from millrace_outcome import REPOSITORY, MlflowRunLink, StageOutcome, command_line, run_uri, tell
+from millrace_outcome import REPOSITORY, MlflowRunLink, StageOutcome, command_line, run_uri, tell, words
+from millrace_trace import trace_environment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -63,7 +64,7 @@ class ProcessStage(StageOutcome, BaseOperator):
         self.log.info("python -m %s %s", self.module, " ".join(arguments))
         last: deque[str] = deque(maxlen=LAST_LINES)
         started = datetime.now(UTC)
-        self._process = self._start(f"{run}/{self.stage}/{self.part}", arguments)
+        self._process = self._start(f"{run}/{self.stage}/{self.part}", arguments, trace_environment(context))
         try:
             assert self._process.stdout is not None
             for line in self._process.stdout:
@@ -74,21 +75,21 @@ class ProcessStage(StageOutcome, BaseOperator):
         finally:
             self.on_kill()  # an execution timeout or any other exception must not leave the stage behind
         times = {"command_started_at": started.isoformat(), "command_ended_at": datetime.now(UTC).isoformat()}
-        return self.conclude(context, exit_code, " | ".join(text for text in last if text)[-1500:], times)
+        return self.conclude(context, exit_code, " | ".join(words(text) for text in last if text)[-1500:], times)
 
     def on_kill(self) -> None:
         """Ask the warden to stop the stage; it ends within the grace period, even after this process."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
-    def _start(self, place: str, arguments: list[str]) -> "subprocess.Popen[str]":
+    def _start(self, place: str, arguments: list[str], trace: dict[str, str]) -> "subprocess.Popen[str]":
         lock = Path(tempfile.gettempdir()) / f"millrace-{os.getuid()}" / hashlib.sha256(place.encode()).hexdigest()
         environment = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
         return subprocess.Popen(
             [sys.executable, str(WARDEN), str(os.getpid()), str(self.grace), str(lock)]
             + [sys.executable, "-m", self.module, *arguments],
             cwd=REPOSITORY,
-            env=environment | {"PYTHONUNBUFFERED": "1"},
+            env=environment | trace | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

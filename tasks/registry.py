@@ -42,6 +42,7 @@ TOOLS = {
     "search": "tasks.knowledge.search:main",
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
+    "metrics": "tasks.observability.exporter:main",
 }
 
 

@@ -128,6 +128,13 @@ class Settings(BaseSettings):
     pod_memory_gb: float = Field(default=4, gt=0, description="Memory (GiB) of a pod without GPUs")
     pod_scratch_gb: float = Field(default=16, gt=0, description="Scratch disk (GiB) of a pod without GPUs")
     pod_wait_minutes: float = Field(default=240, gt=0, description="Minutes a pod may wait for a quota and for a node")
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Log of stages and assistant: text for people, json for collectors, an object a line",
+    )
+    gpu_budget_hours: float | None = Field(
+        default=None, gt=0, description="GPU hours of 30 days above which an alert is raised; unset: no budget"
+    )
     code_revision: str | None = Field(default=None, description="Commit in the image; read from git where unset")
     image_digest: str | None = Field(default=None, description="Digest of the image a stage runs in")
 

@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal
 from tasks.contracts import Artifact, Manifest, digest, digest_of, stage_uri
 from tasks.database import connect
 from tasks.errors import ManifestError, Preempted, ServiceUnavailable
+from tasks.observability.trace import of_stage
 from tasks.options import Options, StageOptions, from_setting, resolve_options
 from tasks.provenance import code_revision, resources
 from tasks.settings import Settings
@@ -153,7 +154,7 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
         )
         return before
     started, clock = datetime.now(UTC), time.monotonic()
-    log.info("stage=%s run=%s part=%s start", stage.name, run, part)
+    log.info("stage=%s run=%s part=%s trace=%s start", stage.name, run, part, of_stage(run, os.environ).trace_id)
     with _sigterm(context, graceful=stage.graceful):
         result = stage.run(context, options)
         manifest = Manifest(

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from tasks.doctor.report import BUG, Finding, hidden, mend, ok, skip, without_secrets
+from tasks.doctor.report import BUG, Finding, mend, ok, skip, without_secrets
 from tasks.errors import BadInput, MillraceError, ServiceUnavailable
+from tasks.observability.redaction import hidden
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -5,23 +5,15 @@ one of `tasks.errors` ("expected ..., found ... Next: ..."); no finding ever sho
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tasks.errors import BadInput, MillraceError, TryAgain
+from tasks.observability.redaction import hidden
 
 Status = Literal["ok", "mend", "skip"]
 BUG, MEND, AWAY = MillraceError.exit_code, BadInput.exit_code, TryAgain.exit_code
-HIDDEN = "***"
-# The name of a Kubernetes secret is none.
-_NO_SECRETS = {"MILLRACE_KUBERNETES_SECRET"}
-_SECRET_NAME = re.compile(r"(^|_)(KEY|PASSWORD|SECRET|TOKEN|CREDENTIALS|WEBHOOK)(_|$)")
-_IN_URL = re.compile(r"(://)[^/@\s]*@")
-_IN_CONNINFO = re.compile(r"(?i)(password\s*=\s*)('[^']*'|\S+)")
-_LEAST_SECRET = 4  # shorter values would blot out ordinary words
 
 
 @dataclass(frozen=True)
@@ -61,24 +53,6 @@ def exit_code(findings: Sequence[Finding]) -> int:
 def without_secrets(finding: Finding, environment: Mapping[str, str] | None = None) -> Finding:
     """Return the finding with every password and key of the environment blotted out."""
     return replace(finding, found=hidden(finding.found, environment), next=hidden(finding.next, environment))
-
-
-def hidden(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return a text with every password and key of the environment blotted out, and whatever a URL holds as one."""
-    for value in secrets(os.environ if environment is None else environment):
-        text = text.replace(value, HIDDEN)
-    return _IN_CONNINFO.sub(rf"\1{HIDDEN}", _IN_URL.sub(rf"\1{HIDDEN}@", text))
-
-
-def secrets(environment: Mapping[str, str]) -> list[str]:
-    """Return the values that must not be shown, longest first: secrets by name, and passwords inside URLs."""
-    found = set()
-    for name, value in environment.items():
-        if _SECRET_NAME.search(name.upper()) and name not in _NO_SECRETS:
-            found.add(value)
-        if match := re.search(r"://[^/@\s:]*:([^/@\s]+)@", value):
-            found.add(match[1])
-    return sorted((value for value in found if len(value) >= _LEAST_SECRET), key=len, reverse=True)
 
 
 def as_text(findings: Sequence[Finding]) -> str:

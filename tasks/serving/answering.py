@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from tasks.errors import DataError, MillraceError, ServiceUnavailable
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import Generated, Sampling
+from tasks.serving.metrics import Meters
 from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
+from tasks.serving.tracing import request_id
 
 if TYPE_CHECKING:
     from tasks.knowledge.search import Hit
@@ -95,25 +97,30 @@ class Assistant:
         self.releases, self.requests = releases, requests
         self._find = find
         self._chat_line, self._search_line = Line(chat_places), Line(search_places)
+        self.meters = Meters(releases, requests)
+        self.meters.places("chat", chat_places)
+        self.meters.places("search", search_places)
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lookup")
 
     def search(self, question: str, k: int, client: str) -> Searched:
         """Return the chunks nearest to `question`."""
-        row = RequestRow(kind="search", question=question, client=client)
+        row = RequestRow(kind="search", question=question, client=client, id=request_id())
         with self._recorded(row), self._search_line.place(), self.releases.use() as loaded:
             return Searched(row, self._look_up(loaded, row, k))
 
     def chat(self, messages: Sequence[Message], model: str | None, sampling: Sampling, client: str) -> Answered:
         """Return the model's answer to the last message, which is the user's."""
-        row = RequestRow(kind="chat", question=messages[-1]["content"], client=client)
+        row = RequestRow(kind="chat", question=messages[-1]["content"], client=client, id=request_id())
         with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
             known = (LIVE_MODEL, loaded.release.model_name)
             if model is not None and model not in known:
                 raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
             hits = self._look_up(loaded, row, loaded.prompt.front.documents)
             built = build_prompt(loaded, messages, hits, sampling.max_tokens)
+            self.meters.cut(built.context_tokens_cut)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
-            generated = loaded.model.generate(loaded.adapter, built.token_ids, sampling).result()
+            with self.meters.phase(row.kind, "generation"):
+                generated = loaded.model.generate(loaded.adapter, built.token_ids, sampling).result()
             row.answer = generated.text
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             return Answered(row, loaded, built, generated)
@@ -133,7 +140,8 @@ class Assistant:
             return self._find(loaded, vector, k)
 
         try:
-            hits = self._lookups.submit(work).result()
+            with self.meters.phase(row.kind, "retrieval"):
+                hits = self._lookups.submit(work).result()
         except (ServiceUnavailable, DataError) as error:  # Postgres is away, or the version was retired under us
             raise KnowledgeAway(f"expected the index to answer, found: {error}") from error
         row.hits = [
@@ -144,15 +152,17 @@ class Assistant:
 
     @contextmanager
     def _recorded(self, row: RequestRow) -> Iterator[None]:
-        """Time the block and give its row to the request log, with the name of the error it ended with."""
+        """Time and count the block, and give its row to the request log, with the name of the error it ended with."""
         started = time.monotonic()
         try:
-            yield
+            with self.meters.in_flight(row.kind):
+                yield
         except BaseException as error:
             row.error = type(error).__name__ if isinstance(error, MillraceError) else "InternalError"
             raise
         finally:
             row.latency_ms = (time.monotonic() - started) * 1000
+            self.meters.ended(row)
             self.requests.put(row)
             log.info("request=%s kind=%s error=%s ms=%.1f", row.id, row.kind, row.error, row.latency_ms)
 

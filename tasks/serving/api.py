@@ -1,8 +1,8 @@
 """The assistant's HTTP API, in OpenAI's shapes.
 
 `POST /v1/chat/completions`, `GET /v1/models`, `POST /v1/search`, `POST /v1/feedback`, `GET /healthz`
-(the process lives), `GET /readyz` (a release is loaded; what is wrong otherwise). Reads and writes
-through `Assistant` and the feedback table. Every error is OpenAI's error object.
+(the process lives), `GET /readyz` (a release is loaded; what is wrong otherwise), `GET /metrics` (for
+Prometheus; `guard` says who may ask). Reads and writes through `Assistant` and the feedback table. Every error is OpenAI's error object.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -20,7 +20,9 @@ from tasks.serving.answering import LIVE_MODEL, Answered, Assistant, Searched
 from tasks.serving.feedback import FeedbackBox, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
 from tasks.serving.language_model import Sampling
+from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
+from tasks.serving.tracing import Traced
 
 MAX_TOKENS = 1024
 QUESTION_CHARACTERS = 8_000
@@ -108,6 +110,7 @@ def create_app(
     """Return the application. Its threads are those of `assistant`, which the caller starts and closes."""
     app = FastAPI(title="Millrace assistant", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, keys=keys, body_bytes=body_bytes)
+    app.add_middleware(Traced, count=assistant.meters.responded)  # added last, so it is outermost
     _add_error_handlers(app)
     _add_probes(app, assistant)
 
@@ -244,6 +247,10 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
             "requests": assistant.requests.counts(),
         }
         return JSONResponse(body, 200 if live else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        return Response(assistant.meters.text(), media_type=CONTENT_TYPE)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -2,8 +2,8 @@
 
 Reads headers and counts the bytes of the body; writes nothing. Answers 413 for a body over the limit
 (declared or streamed), 401 for `/v1` without an accepted key where keys are set, and 400 for a foreign
-host name where they are not. Keys are kept and
-compared as SHA-256 digests only.
+host name where they are not. `/metrics` needs a key too, unless it is asked from this machine itself: it
+tells how busy the assistant is and what answers. Keys are kept and compared as SHA-256 digests only.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
-            if self._keys and scope["path"].startswith("/v1"):
+            if self._keys and (scope["path"].startswith("/v1") or _scraped_from_elsewhere(scope, headers)):
                 self._check_key(headers.get("authorization", ""))
             elif not self._keys:
                 _check_host(headers.get("host", ""))
@@ -100,6 +100,13 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return messages
+
+
+def _scraped_from_elsewhere(scope: Scope, headers: Headers) -> bool:
+    """Return whether `/metrics` is asked from another machine, or through a proxy on this one."""
+    host = (scope.get("client") or ("", 0))[0]
+    forwarded = "x-forwarded-for" in headers or "forwarded" in headers
+    return scope["path"].rstrip("/") == "/metrics" and (forwarded or host not in {"127.0.0.1", "::1"})
 
 
 def _check_host(header: str) -> None:

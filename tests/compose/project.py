@@ -14,6 +14,7 @@ from local.settings import REPOSITORY, read_environment_file
 NAME = "millrace-test"
 SERVERS = (
     "postgres", "s3", "mlflow", "airflow-api", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "assistant",
+    "metrics",
 )  # fmt: skip
 JOBS = ("prepare", "models")
 
@@ -41,7 +42,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.env_file = folder / "compose.env"
         base = free_port_base()
-        ports = {"AIRFLOW_PORT": base, "MLFLOW_PORT": base + 1, "ASSISTANT_PORT": base + 2}
+        ports = {"AIRFLOW_PORT": base, "MLFLOW_PORT": base + 1, "ASSISTANT_PORT": base + 2, "METRICS_PORT": base + 3}
         chosen = {**ports, "IMAGE_TAG": "test", "MILLRACE_RECIPE": "smoke_cpu", "MILLRACE_DRIFT_MIN_REQUESTS": 40}
         # Where an engine's bridge has no way to a package index, TEST_BUILD_NETWORK=host may have one.
         chosen["BUILD_NETWORK"] = os.environ.get("TEST_BUILD_NETWORK", "default")
@@ -49,6 +50,7 @@ class Project:
         self.env_file.write_text(made_values() + lines, encoding="utf-8")
         self.values = read_environment_file(self.env_file)
         self.airflow = f"http://127.0.0.1:{ports['AIRFLOW_PORT']}"
+        self.metrics = f"http://127.0.0.1:{ports['METRICS_PORT']}/metrics"
         self.assistant = f"http://127.0.0.1:{ports['ASSISTANT_PORT']}"
 
     def compose(self, *words: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:

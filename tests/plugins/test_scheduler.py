@@ -6,6 +6,7 @@ a triggered DAG, and what is left of a stage when its task is marked failed.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,20 @@ import pytest
 
 from tests.airflow_home import REPOSITORY
 from tests.live_airflow import ENDED, Airflow, environment, running, until
+from tests.observability.airflow_names import NAMES
+from tests.observability.receiver import Receiver, receiving
 
 pytestmark = [pytest.mark.airflow, pytest.mark.integration, pytest.mark.slow]
 HERE = Path(__file__).parent
 
 
+OTEL = REPOSITORY / "infra" / "monitoring" / "airflow-otel.env"
+
+
 class Loop(Airflow):
     """The client, with what the DAGs of this folder need."""
+
+    receiver: Receiver
 
     def command(self, dag: str, run: str, task: str) -> str:
         """Return the command line that a stage was started with, from its log."""
@@ -51,10 +59,25 @@ class Loop(Airflow):
 def airflow(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("airflow")
     path = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{HERE / 'stages'}"}
-    with running(folder, environment(folder, HERE / "live", stack.env | path), dags=5) as client:
-        loop = Loop(client.url)
-        loop.log_in()
-        yield loop
+    with receiving() as receiver:
+        values = environment(folder, HERE / "live", stack.env | path | otel(receiver.address))
+        with running(folder, values, dags=5) as client:
+            loop = Loop(client.url)
+            loop.log_in()
+            loop.receiver = receiver
+            yield loop
+            # A run that an event started last would hold the scheduler's end up: its tasks try for a minute to tell the
+            # API server, which ends at once, that they have ended.
+            until(lambda: loop.get("/dags/~/dagRuns?state=queued&state=running")["total_entries"] == 0)
+
+
+def otel(address: str) -> dict[str, str]:
+    """Return the settings of infra/monitoring/airflow-otel.env, towards another receiver, and more often."""
+    lines = [line for line in OTEL.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    often = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "AIRFLOW__SCHEDULER__TI_METRICS_INTERVAL": "1"}
+    given = dict(line.split("=", 1) for line in lines)
+    assert set(often) - set(given) == {"AIRFLOW__SCHEDULER__TI_METRICS_INTERVAL"}
+    return given | often | {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
 
 
 def test_a_switch_makes_an_event_and_a_quiet_night_makes_none(airflow: Loop) -> None:
@@ -121,3 +144,26 @@ def test_a_task_marked_failed_leaves_no_process_and_a_saved_checkpoint(airflow: 
     airflow.http.patch(path, json={"new_state": "failed"}).raise_for_status()
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below), 30)
     assert pids.with_suffix(".saved").exists()
+
+
+def test_all_stages_of_a_run_are_in_the_trace_of_airflow(airflow: Loop) -> None:
+    """The id that Airflow gave the DAG run arrives in each stage, is in its log, and is that of the exported spans."""
+    found = {
+        re.search(r"trace=00-([0-9a-f]{32})-", "\n".join(airflow.log("build", "busy", task))).group(1)  # type: ignore[union-attr]
+        for task in ("plan", "check", "switch")
+    }
+    assert len(found) == 1
+
+    def spans() -> set[str]:
+        return {span.name for span in airflow.receiver.spans if span.trace_id.hex() in found}
+
+    until(lambda: {"dag_run.build", "worker.plan", "worker.check", "worker.switch"} <= spans(), 30)
+
+
+def test_the_metrics_that_rules_and_dashboard_name_arrive(airflow: Loop) -> None:
+    metrics = airflow.receiver.metrics
+    until(lambda: set(NAMES) <= set(metrics), 30)
+    for name, labels in NAMES.items():
+        assert metrics[name] == labels, name
+    assert not [name for name in metrics if not name.startswith("airflow_")]
+    assert not {label for labels in metrics.values() for label in labels} & {"run_id", "job_id", "hostname"}

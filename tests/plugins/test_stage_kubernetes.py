@@ -63,6 +63,17 @@ def test_the_trainer_gets_its_gpus_and_shared_memory(trainer: Any) -> None:
     assert pod.spec.active_deadline_seconds >= 48 * 3600
 
 
+def test_the_pod_gets_the_trace_of_its_run_once(trainer: Any) -> None:
+    from millrace_trace import derived
+
+    operator, pod = trainer
+    for made in (pod, operator.build_pod_request_obj(context(operator), dry_run=True)):
+        given = [
+            (each.name, each.value) for each in made.spec.containers[0].env if each.name in {"TRACEPARENT", "BAGGAGE"}
+        ]
+        assert given == [("TRACEPARENT", derived("fine_tune", "manual__x")), ("BAGGAGE", "task_id=train,try_number=1")]
+
+
 def test_the_command_is_the_one_every_launcher_runs(trainer: Any) -> None:
     container = trainer[1].spec.containers[0]
     assert container.command == ["python", "-m", "tasks"]

@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> int:
     stage, options = arguments[0], parse_options(arguments[1:])
     end, run = options.get("end", "complete"), options["run"]
     print("2026-11-20 10:00:00,000 WARNING fixture a line of its log", file=sys.stderr)
+    print(f"trace={os.environ.get('TRACEPARENT')} {os.environ.get('BAGGAGE')}", file=sys.stderr)
     work(int(options.get("seconds", "0")))
     if end == "memory":
         fill_memory()
