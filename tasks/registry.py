@@ -42,6 +42,11 @@ TOOLS = {
     "search": "tasks.knowledge.search:main",
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
+    "backup": "tasks.backup.command:backup",
+    "backups": "tasks.backup.command:backups",
+    "verify_backup": "tasks.backup.command:verify_backup",
+    "restore": "tasks.backup.command:restore",
+    "reconcile": "tasks.backup.command:reconcile",
     "metrics": "tasks.observability.exporter:main",
 }
 

@@ -105,6 +105,28 @@ class Settings(BaseSettings):
     )
     keep_run_days: int = Field(default=30, ge=1, description="Days run folders are kept by housekeeping")
 
+    airflow_database_url: SecretStr | None = Field(
+        default=None, description="Airflow's database, for backups; unset: `airflow` on the server of DATABASE_URL"
+    )
+    mlflow_database_url: SecretStr | None = Field(
+        default=None, description="MLflow's database, for backups; unset: `mlflow` on the server of DATABASE_URL"
+    )
+    admin_database_url: SecretStr | None = Field(
+        default=None, description="A role that may create databases, for `restore`; unset: that of DATABASE_URL"
+    )
+    backup_buckets: str | None = Field(
+        default=None, description="Further buckets that a backup holds (MLflow's artifacts, documents), comma-separated"
+    )
+    backup_endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint of the backups; unset: that of the bucket"
+    )
+    backup_kms_key: str | None = Field(
+        default=None, description="KMS key of the backups' objects; unset: what their bucket does by default"
+    )
+    postgres_tools: Path | None = Field(
+        default=None, description="Folder of pg_dump and pg_restore; unset: the newest that is installed"
+    )
+
     announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")
 
     stage_image: str | None = Field(default=None, description="Image of the stages (kubernetes launcher)")

@@ -186,6 +186,16 @@ def test_what_happened_is_in_the_metrics(project: Project) -> None:
     assert re.search(r"^millrace_release_live_info\{.*\} 1\.0", told, re.MULTILINE)
 
 
+def test_a_backup_is_made_and_read_again(project: Project) -> None:
+    done = project.compose("run", "--build", "--rm", "backup", timeout=1800)
+    told = done.stdout + done.stderr
+    assert project.query("millrace", "SELECT status, problems, verified_at IS NOT NULL FROM backups") == [
+        "complete|0|t"
+    ]
+    done = project.compose("run", "--rm", "backup", *["python", "-m", "tasks", "backups", "--at", "/backups"])
+    assert "complete" in done.stdout, told
+
+
 def test_it_goes_down_and_comes_back_with_its_data(project: Project) -> None:
     project.compose("down", "--timeout", "60")
     project.compose("up", "--wait", "--wait-timeout", "300")

@@ -1,0 +1,1 @@
+"""Backup and restore of the three databases and the buckets (docs/backup.md, docs/adr/0008)."""
