@@ -1,6 +1,6 @@
 # Two commands for a new user: `make demo` and `make test`. All of them are safe to repeat.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status demo test test-terraform test-compose lint lock clean
+.PHONY: help setup up down status demo test test-long test-terraform test-compose lint lock clean
 
 # The first Python 3.11 found; else any, whose version `make setup` then names in its message.
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
@@ -10,7 +10,7 @@ RUN := .venv/bin/python
 TEST_WORKERS ?= 2
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv from the lock files
 	@$(PYTHON) local/setup.py
@@ -28,7 +28,10 @@ demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
 test: setup ## run the tests, two files at a time; they start what they need themselves
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform and not compose"
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform and not compose and not long"
+
+test-long: setup ## run the tests that take a minute and more each
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=5 -m long
 
 test-terraform: setup ## plan infra/terraform, and apply it to an emulator of AWS (needs terraform and its AWS provider)
 	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m terraform

@@ -21,7 +21,7 @@ from local.state import write_private
 from tasks.settings import settings as process_settings
 from tests.backup.conftest import make_place
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 CONNECTION = "from airflow.models import Connection; from airflow.utils.session import create_session\n"
 ADD = CONNECTION + (
     "from airflow.utils.db import upgradedb; upgradedb()  # what `airflow db migrate` does\n"

@@ -105,6 +105,7 @@ EIGHT = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("more", "fewer"), [(4, 2), pytest.param(8, 4, marks=EIGHT)])
 def test_it_goes_on_with_fewer_ranks_and_with_more(
     bench: Bench, dataset: str, baseline: list[float], tiny: str, tmp_path: Path, more: int, fewer: int

@@ -13,7 +13,7 @@ from tasks.serving.language_model import Sampling, load_base
 from tasks.settings import repository_path
 from tests.training.bench import TINY, Bench, validate_new
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long]
 
 
 def full(folder: Path) -> str:
