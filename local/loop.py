@@ -65,6 +65,8 @@ class Loop:
         self.environment = dict(environment)
         self.progress = progress
         self.assistant = environment["MILLRACE_ASSISTANT_URL"]
+        key = environment.get("MILLRACE_ASSISTANT_KEY")
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.findings = Findings()
 
@@ -193,7 +195,7 @@ class Loop:
         for number, question in enumerate(QUESTIONS, start=1):
             self.progress.show(f"asking: {number} of {len(QUESTIONS)}")
             body = {"model": "millrace", "messages": [{"role": "user", "content": question}], "max_tokens": 80}
-            answer = httpx.post(f"{self.assistant}/v1/chat/completions", json=body, timeout=120)
+            answer = httpx.post(f"{self.assistant}/v1/chat/completions", json=body, headers=self.headers, timeout=120)
             if answer.is_error:
                 raise LoopFailed(f"expected the assistant to answer, found {answer.status_code} {answer.text[:300]}")
             self.findings.answers.append({"question": question, **answer.json()})
@@ -246,7 +248,8 @@ class Loop:
                 "request_id": str(row["id"]), "rating": correction["rating"],
                 "correction": correction["answer"], "reviewed_by": "demo reviewer",
             }  # fmt: skip
-            httpx.post(f"{self.assistant}/v1/feedback", json=body, timeout=30).raise_for_status()
+            feedback = httpx.post(f"{self.assistant}/v1/feedback", json=body, headers=self.headers, timeout=30)
+            feedback.raise_for_status()
         return len(rows)
 
     def _drift(self, since: datetime) -> None:

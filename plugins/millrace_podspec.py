@@ -1,8 +1,8 @@
 """What a stage's pod asks for and what it may not do, for both Kubernetes launchers (one pod, several nodes).
 
 Reads, when a task is built, `MILLRACE_STAGE_IMAGE`, `MILLRACE_KUBERNETES_NAMESPACE`, `_CONNECTION` and `_SECRET`,
-`MILLRACE_GPU_POOL_LABEL` and the sizes below (`tasks/settings.py` says what each means and checks them in every stage).
-Writes nothing. Fails with ValueError, while the DAG is parsed, when the image is not named or a size is not a number; and with
+`MILLRACE_GPU_POOL_LABEL`, `MILLRACE_POD_PRIORITY_CLASS` and the sizes below (`tasks/settings.py` says what each means and checks
+them in every stage). Writes nothing. Fails with ValueError, while the DAG is parsed, when the image is not named or a size is not a number; and with
 AirflowFailException, when the task starts, for more GPUs than a node of the pool has.
 """
 
@@ -96,6 +96,7 @@ def machine(gpus: int) -> dict[str, Any]:
         "volume_mounts": [k8s.V1VolumeMount(name=name, mount_path=path) for name, (path, _m, _l) in volumes.items()],
         "node_selector": {label: value} if gpus else {},
         "tolerations": [k8s.V1Toleration(key=GPU, operator="Exists", effect="NoSchedule")] if gpus else [],
+        "priority_class_name": os.environ.get("MILLRACE_POD_PRIORITY_CLASS") or None,
     }
 
 

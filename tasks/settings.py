@@ -149,6 +149,7 @@ class Settings(BaseSettings):
     pod_cpus: float = Field(default=1, gt=0, description="CPUs that a pod without GPUs asks for")
     pod_memory_gb: float = Field(default=4, gt=0, description="Memory (GiB) of a pod without GPUs")
     pod_scratch_gb: float = Field(default=16, gt=0, description="Scratch disk (GiB) of a pod without GPUs")
+    pod_priority_class: str | None = Field(default=None, description="PriorityClass of the stages' pods")
     pod_wait_minutes: float = Field(default=240, gt=0, description="Minutes a pod may wait for a quota and for a node")
     log_format: Literal["text", "json"] = Field(
         default="text",

@@ -16,8 +16,6 @@ locals {
     MILLRACE_LAUNCHER       = "kubernetes"
     MILLRACE_S3_BUCKET      = aws_s3_bucket.main["artifacts"].bucket
   }
-
-  launcher_account = { create = false, name = "millrace-launcher" } # infra/kubernetes/base makes it
 }
 
 output "stage_env" {
@@ -31,22 +29,15 @@ output "airflow_connections" {
 }
 
 output "airflow_helm_values" {
-  description = "Values for the official chart of Airflow, release name airflow, namespace millrace."
+  description = "Values for the official chart of Airflow, after infra/kubernetes/helm/airflow.yaml: what follows from the infrastructure."
   value = yamlencode({
-    executor = "LocalExecutor"
-    images   = { airflow = { repository = try(aws_ecr_repository.main["airflow"].repository_url, "") } }
+    images = { airflow = { repository = try(aws_ecr_repository.main["airflow"].repository_url, "") } }
     env = concat(
       [for name, value in local.stage_env : { name = name, value = tostring(value) }],
       [for id, json in local.airflow_connections : { name = "AIRFLOW_CONN_${upper(id)}", value = json }],
     )
-    data         = { metadataSecretName = "airflow-metadata" } # made by hand: it holds a password
-    postgresql   = { enabled = false }
-    scheduler    = { serviceAccount = local.launcher_account } # with LocalExecutor the tasks run here
-    workers      = { serviceAccount = local.launcher_account }
-    dagProcessor = { serviceAccount = local.launcher_account }
     config = {
       logging = {
-        remote_logging         = "True"
         remote_log_conn_id     = "aws_default"
         remote_base_log_folder = "s3://${aws_s3_bucket.main["logs"].bucket}/airflow"
       }

@@ -22,8 +22,8 @@ VERBS = (
     ("", "pods", "create get list delete"),
     ("", "pods/log", "get"),
     ("", "events", "list"),
-    ("batch", "jobs", "create get list delete"),
-    ("", "services", "create get delete"),
+    ("batch", "jobs", "create list delete"),
+    ("", "services", "create"),
 )
 _APPLY = "kubectl apply -k infra/kubernetes/base"
 

@@ -54,6 +54,8 @@ def pod(settings: Settings, name: str, arguments: list[str], gpus: int = 0) -> d
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }  # fmt: skip
+    if settings.pod_priority_class:
+        spec["priorityClassName"] = settings.pod_priority_class
     if gpus:
         label, _, value = settings.gpu_pool_label.partition("=")
         spec |= {"nodeSelector": {label: value}, "tolerations": [TOLERATION]}

@@ -19,6 +19,7 @@ IMAGE = "registry.example/stage@sha256:" + "a" * 64
 VALUES = {
     "stage_image": IMAGE, "gpu_pool_label": "pool=trainers", "kubernetes_secret": "stage-environment",
     "gpu_pod_cpus": "3.5", "gpu_pod_memory_gb": "10", "gpu_pod_scratch_gb": "7", "pod_cpus": "0.5",
+    "pod_priority_class": "millrace-stages",
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def test_the_pod_is_the_one_the_launcher_makes(gpus: int, monkeypatch: pytest.Mo
     assert container["volumeMounts"] == plain(asked["volume_mounts"])
     assert ours.get("nodeSelector", {}) == asked["node_selector"]
     assert ours.get("tolerations", []) == plain(asked["tolerations"])
+    assert ours["priorityClassName"] == asked["priority_class_name"]
     assert ours["securityContext"] == plain(may["security_context"])
     assert container["securityContext"] == plain(may["container_security_context"])
     assert ours["automountServiceAccountToken"] is may["automount_service_account_token"] is False

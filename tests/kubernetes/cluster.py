@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kubernetes import client, config, utils
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from tests.airflow_home import REPOSITORY
+from tests.kubernetes.installation import Installation
 
-BASE = REPOSITORY / "infra" / "kubernetes" / "base"
 LAUNCHER, QUOTA, SECRET = "millrace-launcher", "millrace-gpus", "millrace-stage"
 GPU_NODE = "gpu-0"
 WHAT_NEEDS_A_CLUSTER = "a cluster: KUBECONFIG (of an administrator), TEST_STAGE_IMAGE (target test, loaded into it)"
@@ -33,14 +32,18 @@ def missing() -> str:
 class Cluster:
     """The cluster, as its administrator; a context manager that takes its namespace away again."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str = "base") -> None:
         self.api = config.new_client_from_config(os.environ["KUBECONFIG"])
         self.core = client.CoreV1Api(self.api)
         self.namespace = f"millrace-test-{uuid.uuid4().hex[:6]}"
+        self.installation = Installation(folder, self.namespace)
 
     def __enter__(self) -> "Cluster":
-        for each in manifests(self.namespace):
-            utils.create_from_dict(self.api, each, namespace=self.namespace)
+        try:
+            self.installation.apply(self.api)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,8 +76,8 @@ class Cluster:
         )  # fmt: skip
         return path
 
-    def put_secret(self, values: dict[str, str]) -> None:
-        body = client.V1Secret(metadata=client.V1ObjectMeta(name=SECRET), string_data=values)
+    def put_secret(self, values: dict[str, str], name: str = SECRET) -> None:
+        body = client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=values)
         self.core.create_namespaced_secret(self.namespace, body)
 
     def put_files(self, name: str, *paths: Path) -> None:
@@ -173,21 +176,6 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write_eof()
     except (ConnectionError, RuntimeError):
         writer.close()  # the other side has gone: a pod was killed, which is what these tests do
-
-
-def manifests(namespace: str) -> list[dict[str, Any]]:
-    """Return the objects of infra/kubernetes/base, moved to another namespace as kustomize would."""
-    found = []
-    for name in yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]:
-        for each in yaml.safe_load_all((BASE / name).read_text()):
-            if each["kind"] == "Namespace":
-                each["metadata"]["name"] = namespace
-            else:
-                each["metadata"]["namespace"] = namespace
-            for subject in each.get("subjects", ()):
-                subject["namespace"] = namespace
-            found.append(each)
-    return found
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

@@ -71,7 +71,7 @@ def test_an_administrator_sees_nodes_quota_and_the_launchers_permissions(doctor:
     code, found = doctor("--short", "--gpus", "2")
     assert code == 0
     assert {each["status"] for each in found.values()} == {"ok"}
-    assert "account millrace-launcher may do all 13 things" in found["permissions"]["found"]
+    assert "account millrace-launcher may do all 10 things" in found["permissions"]["found"]
     assert "1 of 1 nodes" in found["gpu nodes"]["found"] and "a pod of 2 GPUs" in found["gpu nodes"]["found"]
     assert "would be accepted now" in found["gpu quota"]["found"]
 
@@ -79,7 +79,7 @@ def test_an_administrator_sees_nodes_quota_and_the_launchers_permissions(doctor:
 def test_the_launchers_own_account_may_not_see_nodes_and_says_so(doctor: Any) -> None:
     code, found = doctor("--short", account="millrace-launcher")
     assert code == 0
-    assert "this account may do all 13 things" in found["permissions"]["found"]
+    assert "this account may do all 10 things" in found["permissions"]["found"]
     assert found["gpu nodes"]["status"] == "skip" and "may not see nodes" in found["gpu nodes"]["found"]
     assert found["gpu quota"]["status"] == "ok"
 
@@ -87,7 +87,7 @@ def test_the_launchers_own_account_may_not_see_nodes_and_says_so(doctor: Any) ->
 def test_an_account_without_the_role_is_told_what_it_lacks(doctor: Any) -> None:
     code, found = doctor("--short", "--account", "default")
     assert code == 2
-    assert "expected account default to be allowed 13 things" in found["permissions"]["found"]
+    assert "expected account default to be allowed 10 things" in found["permissions"]["found"]
     assert "kubectl apply -k infra/kubernetes/base" in found["permissions"]["next"]
     code, found = doctor("--short", "--account", "elsewhere:airflow")
     assert code == 2 and "account elsewhere:airflow" in found["permissions"]["found"]
