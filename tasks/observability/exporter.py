@@ -2,7 +2,8 @@
 
 Stages are short processes and pods that die, and a gateway they push to would go on telling what a dead one said last.
 So this process keeps nothing: each scrape reads the `millrace` database (and, for stages that run, their `progress.json`
-in S3). Where Postgres does not answer, the scrape says `millrace_database_up 0` and nothing else.
+in S3). Where Postgres does not answer, the scrape says `millrace_database_up 0` and nothing else. `/healthz` says that
+the process lives, and asks nobody.
 
 The answer holds counts, moments, versions and names of stages and rules; no question, no document, no client. It asks
 for no key: it listens on 127.0.0.1, and whoever gives it another `--host` says by a network policy who may ask.
@@ -14,11 +15,14 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import psycopg
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from tasks.contracts import stage_uri
@@ -102,6 +106,27 @@ def families(found: Iterable[Sample]) -> Iterator[Metric]:
         yield family
 
 
+class Quiet(WSGIRequestHandler):
+    """Logs no scrape."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def answering(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
+    """Return the WSGI application: the metrics of a registry, and `/healthz`, which collects none."""
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/healthz":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"ok\n"]
+        told: Iterable[bytes] = metrics(environ, start_response)
+        return told
+
+    return answer
+
+
 def main(arguments: list[str]) -> int:
     """Answer scrapes until SIGTERM or SIGINT; return 0."""
     from tasks.__main__ import parse_options
@@ -119,12 +144,14 @@ def main(arguments: list[str]) -> int:
     registry = CollectorRegistry()
     registry.register(Loop(settings()))
     try:
-        server, thread = start_http_server(int(given["port"]), given["host"], registry)
+        server = make_server(given["host"], int(given["port"]), answering(registry), ThreadingWSGIServer, Quiet)
     except OSError as error:
         raise OptionError(
             f"expected {given['host']}:{given['port']} to be free, found {error.strerror or error}. "
             "Next: stop what listens there, or choose another --port."
         ) from error
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     log.info("metrics at http://%s:%d/metrics", given["host"], server.server_port)
     stop.wait()
     server.shutdown()

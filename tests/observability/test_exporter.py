@@ -143,6 +143,7 @@ def test_the_command_answers_scrapes_and_ends_with_sigterm(stack: Any, database:
         answer = httpx.get(f"http://127.0.0.1:{port}/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         assert value(read(answer.text), "database_up") == 1
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").text == "ok\n"
         with pytest.raises(Exception, match="expected 127.0.0.1:.* to be free"):
             run_main(stack.env, f"--port={port}")
     finally:
