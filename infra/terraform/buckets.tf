@@ -4,6 +4,7 @@ locals {
     artifacts = { keep_old_days = 30 } # runs, datasets, models, reports: MILLRACE_S3_BUCKET
     documents = { keep_old_days = 90 } # the corpus and the training examples, put there by you
     mlflow    = { keep_old_days = 30 } # MLflow's artifacts
+    backups   = { keep_old_days = 30 } # of databases and buckets; one in another account is safer: docs/backup.md
     logs      = { keep_old_days = 7 }  # Airflow's task logs
     access    = { keep_old_days = 7 }  # who read or wrote the others
   }

@@ -3,9 +3,10 @@ variable "service_accounts" {
   description = "Service accounts (namespace/name) of each component. The stages' pods use the default one of their namespace."
   type = object({
     stages     = optional(list(string), ["millrace/default"])
-    airflow    = optional(list(string), ["millrace/millrace-launcher", "millrace/airflow-api-server"])
+    airflow    = optional(list(string), ["millrace/millrace-launcher", "millrace/airflow-api-server", "millrace/airflow-scheduler"])
+    backup     = optional(list(string), ["millrace/millrace-backup"])
     mlflow     = optional(list(string), ["millrace/mlflow"])
-    assistant  = optional(list(string), ["millrace/assistant"])
+    assistant  = optional(list(string), ["millrace/assistant", "millrace/vllm"])
     autoscaler = optional(list(string), ["kube-system/cluster-autoscaler"])
     pod_logs   = optional(list(string), ["amazon-cloudwatch/fluent-bit"])
   })

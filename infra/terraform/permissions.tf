@@ -33,8 +33,19 @@ locals {
   permissions = {
     # The stages write runs, datasets, models and reports, and read documents and examples.
     stages = [local.list_bucket["artifacts"], local.write_objects["artifacts"], local.list_bucket["documents"], local.read_objects["documents"], local.use_data_key]
-    # Airflow verifies manifests and keeps its task logs. It starts stages; it does not write what they write.
-    airflow    = [local.list_bucket["artifacts"], local.read_objects["artifacts"], local.list_bucket["logs"], local.write_objects["logs"], local.use_data_key]
+    # Airflow verifies manifests and keeps its task logs. It starts stages; it does not write what they write. Its connections
+    # may be kept in Secrets Manager (infra/kubernetes/helm/secrets-manager.yaml).
+    airflow = [local.list_bucket["artifacts"], local.read_objects["artifacts"], local.list_bucket["logs"], local.write_objects["logs"], local.use_data_key, {
+      Sid      = "ReadConnections"
+      Effect   = "Allow"
+      Action   = ["secretsmanager:GetSecretValue"]
+      Resource = "arn:${local.partition}:secretsmanager:${var.region}:${local.account}:secret:${var.name}/connections/*"
+    }]
+    # It reads what it saves and deletes old backups; it cannot touch what it saves.
+    backup = concat(
+      flatten([for name in ["artifacts", "documents", "mlflow"] : [local.list_bucket[name], local.read_objects[name]]]),
+      [local.list_bucket["backups"], local.write_objects["backups"], local.use_data_key],
+    )
     mlflow     = [local.list_bucket["mlflow"], local.write_objects["mlflow"], local.use_data_key]
     assistant  = [local.list_bucket["artifacts"], local.read_objects["artifacts"], local.use_data_key]
     autoscaler = local.autoscaler_statements

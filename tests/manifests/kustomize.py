@@ -139,7 +139,10 @@ def _move(found: list[Object], namespace: str) -> None:
 
 def pod_of(each: Object) -> Object | None:
     """Return the pod template of an object (metadata and spec), if it has one."""
-    template: Object | None = each.get("spec", {}).get("template") if each["kind"] in {"Deployment", "Job"} else None
+    if each["kind"] not in {"CronJob", "Deployment", "Job"}:
+        return None
+    spec = each["spec"]["jobTemplate"]["spec"] if each["kind"] == "CronJob" else each["spec"]
+    template: Object = spec["template"]
     return template
 
 

@@ -240,6 +240,7 @@ def test_a_component_reaches_its_own_buckets_only(installation: Installation) ->
         "airflow": {"reads artifacts", "reads logs", "writes logs"},
         "mlflow": {"reads mlflow", "writes mlflow"},
         "assistant": {"reads artifacts"},
+        "backup": {"reads artifacts", "reads documents", "reads mlflow", "reads backups", "writes backups"},
     }
 
 
