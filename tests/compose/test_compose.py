@@ -53,6 +53,22 @@ def finish(client: AirflowClient, dag: str, run: str, approve: bool = False) -> 
     raise AssertionError(f"{dag} {run} did not end: {client.tasks(dag, run)}")
 
 
+@pytest.mark.parametrize("name", ["gpu", "dev"])
+def test_the_further_files_fit_the_first(name: str, project: Project) -> None:
+    files = ["--file", "docker-compose.yml", "--file", f"docker-compose.{name}.yml"]
+    found = json.loads(project.compose(*files, "config", "--format", "json").stdout)["services"]["airflow-scheduler"]
+    if name == "gpu":
+        assert found["build"]["args"]["FLAVOR"] == "cuda" and found["environment"]["DS_ACCELERATOR"] == "cuda"
+        assert found["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    else:
+        mounts = {mount["target"]: mount for mount in found["volumes"] if mount["type"] == "bind"}
+        assert set(mounts) == {
+            f"/opt/millrace/{each}" for each in ("dags", "examples", "expectations", "plugins", "tasks")
+        }
+        assert all(mount["read_only"] for mount in mounts.values())
+        assert found["environment"]["MILLRACE_CODE_REVISION"] == "working-tree"
+
+
 def test_everything_is_healthy(project: Project) -> None:
     states = project.states()
     assert set(states) == {*SERVERS, *JOBS}
