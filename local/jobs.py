@@ -128,8 +128,19 @@ def mlflow_migrate() -> None:
         # Without a password in it: a command line is seen by everybody, PGPASSWORD is not.
         host, port = os.environ.get("PGHOST", "127.0.0.1"), os.environ.get("PGPORT", "5432")
         url = f"postgresql+psycopg2://{os.environ['PGUSER']}@{host}:{port}/mlflow"
-        subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url], check=True)
+        subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url], check=True, env=as_owner("mlflow"))
     _note_migration("mlflow", "mlflow")
+
+
+def as_owner(database: str) -> dict[str, str]:
+    """Return the environment in which a client's tables belong to the owner of a database, not to the superuser."""
+    import psycopg
+
+    with psycopg.connect(dbname="postgres") as connection:
+        row = connection.execute(
+            "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", (database,)
+        ).fetchone()
+    return {**os.environ, "PGOPTIONS": f"-c role={row[0]}"} if row else dict(os.environ)
 
 
 def millrace_migrate() -> None:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints what docker-compose.yml has no default for: passwords and keys, made here, of letters and digits.
 #
-#   sh docker/compose/make_env.sh >> .env && chmod 600 .env
+#   (umask 077; sh docker/compose/make_env.sh >> .env) && chmod 600 .env
 #
 # Run it once. To change one of them later: docs/runbooks/secret-rotation.md.
 set -eu

@@ -14,7 +14,7 @@ from tasks.backup.restore import restore
 from tasks.database import connect
 from tasks.errors import BadInput, ManifestError, TryAgain
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 # MLflow's server of the session is connected to its database: that one is restored in test_new_installation.py.
 PARTS = ("airflow", "millrace", "objects")
 KILL = """
@@ -85,7 +85,6 @@ def test_what_came_after_the_backup_gives_way_and_is_kept(place: Any) -> None:
     assert champion.tags["millrace.release"] == str(ledger(place)[-1][0])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("point", POINTS)
 def test_a_restore_killed_anywhere_is_finished_by_the_same_command(place: Any, point: str) -> None:
     place.put("datasets/changed", b"as it was")

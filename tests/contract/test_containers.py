@@ -22,7 +22,8 @@ SAID = re.compile(
 
 def names(text: str) -> set[str]:
     """Return the variables that a Compose file reads."""
-    return set(re.findall(r"\$\{([A-Z0-9_]+)", text))
+    passed_through = set(re.findall(r"^ +([A-Z0-9_]+):$", text, re.MULTILINE))
+    return set(re.findall(r"\$\{([A-Z0-9_]+)", text)) | passed_through
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -56,7 +57,19 @@ def test_every_variable_of_the_compose_files_is_in_the_example_file() -> None:
 def test_every_setting_goes_through() -> None:
     passed = set(yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8"))["x-settings"])
     wanted = {name for name in variable_names() if not SAID.match(name.removeprefix("MILLRACE_"))}
-    assert passed == wanted
+    assert passed == wanted | {"HF_TOKEN"}
+
+
+@pytest.mark.parametrize("further", [[], ["docker-compose.gpu.yml"]], ids=["cpu", "gpu"])
+def test_an_image_that_is_not_pulled_is_built_by_a_service(further: list[str]) -> None:
+    """Merged by image and build alone; tests/compose asks Compose itself."""
+    services: dict[str, dict[str, Any]] = {}
+    for name in ["docker-compose.yml", *further]:
+        for service, values in yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))["services"].items():
+            services.setdefault(service, {}).update(values)
+    built = {values["image"] for values in services.values() if "build" in values}
+    shared = {values["image"] for values in services.values() if values.get("pull_policy") == "never"}
+    assert shared and shared <= built
 
 
 def test_no_secret_has_a_default() -> None:
@@ -64,7 +77,9 @@ def test_no_secret_has_a_default() -> None:
     made = {line.partition("=")[0] for line in made_values().splitlines() if "=" in line}
     required = set(re.findall(r"\$\{([A-Z0-9_]+):\?", text))
     assert required == {name for name in made if not name.startswith("MILLRACE_")}
-    assert not {name for name in names(text) - required if re.search(r"PASSWORD|SECRET|_KEY", name)}
+    # What begins with MILLRACE_ is passed on where it is set, and a feature that is off without it.
+    others = {name for name in names(text) - required if not name.startswith("MILLRACE_")}
+    assert not {name for name in others if re.search(r"PASSWORD|SECRET|_KEY", name)}
 
 
 def test_the_made_values_are_new_each_time_and_fit_into_urls() -> None:

@@ -59,6 +59,16 @@ def test_a_password_that_was_changed_is_the_one_that_counts(names: list[str], mo
         login(names[0], "before", names[0])
 
 
+def test_what_a_superuser_migrates_belongs_to_the_owner(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLRACE_JOB_ROLES", json.dumps(dict.fromkeys(names, "x")))
+    assert jobs.main(["roles"]) == 0
+    monkeypatch.setenv("PGOPTIONS", jobs.as_owner(names[0])["PGOPTIONS"])
+    with psycopg.connect(dbname=names[0]) as connection:
+        connection.execute("CREATE TABLE migrated (x int)")
+        row = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'migrated'").fetchone()
+    assert row == (names[0],)
+
+
 def test_jobs_that_do_not_exist_are_refused_before_any_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert jobs.main(["databases", "database"]) == 2
     assert jobs.main([]) == 2

@@ -9,7 +9,7 @@ from tasks.training.recipes import names
 from tests.tiny_model import make_model
 from tests.training.cpu_recipe import for_cpu, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", names())
