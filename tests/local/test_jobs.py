@@ -62,8 +62,8 @@ def test_a_password_that_was_changed_is_the_one_that_counts(names: list[str], mo
 def test_what_a_superuser_migrates_belongs_to_the_owner(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLRACE_JOB_ROLES", json.dumps(dict.fromkeys(names, "x")))
     assert jobs.main(["roles"]) == 0
-    monkeypatch.setenv("PGOPTIONS", jobs.as_owner(names[0])["PGOPTIONS"])
-    with psycopg.connect(dbname=names[0]) as connection:
+    options = jobs.as_owner(names[0])["PGOPTIONS"]
+    with psycopg.connect(dbname=names[0], options=options) as connection:
         connection.execute("CREATE TABLE migrated (x int)")
         row = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'migrated'").fetchone()
     assert row == (names[0],)
