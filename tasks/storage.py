@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
@@ -27,13 +26,17 @@ _ROWS = "rows"
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of `s3://bucket/key`. Raises BadInput for anything else."""
-    parsed = urlparse(uri)
-    if parsed.scheme != "s3" or not parsed.netloc:
+    """Return bucket and key of `s3://bucket/key`, the key as it is: unlike in a URL, `?` and `#` are letters of it.
+
+    Raises BadInput for anything else.
+    """
+    scheme, _, path = uri.partition("://")
+    bucket, _, key = path.partition("/")
+    if scheme != "s3" or not bucket:
         raise BadInput(
             f"expected a URI like s3://bucket/key, found {uri!r}. Next: correct the option or setting it came from."
         )
-    return parsed.netloc, parsed.path.lstrip("/")
+    return bucket, key
 
 
 class Storage:

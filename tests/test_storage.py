@@ -12,6 +12,7 @@ from tasks.storage import Storage, split_uri
 
 def test_a_uri_is_split() -> None:
     assert split_uri("s3://bucket/a/b c") == ("bucket", "a/b c")
+    assert split_uri("s3://bucket//what?#1;2.md") == ("bucket", "/what?#1;2.md")
 
 
 @pytest.mark.parametrize("uri", ["bucket/key", "file:///x", "s3:///key", ""])

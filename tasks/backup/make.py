@@ -18,11 +18,12 @@ from tasks.backup.contract import BACKUP, OBJECTS, Backup, Dump, StoredObject, d
 from tasks.backup.lock import alone
 from tasks.backup.objects import Copied
 from tasks.backup.postgres import Database, databases, dumping, require_as_new
-from tasks.backup.store import ObjectStore, split
+from tasks.backup.store import ObjectStore
 from tasks.backup.targets import Hashing, Target, backed_up
 from tasks.errors import ManifestError
 from tasks.provenance import code_revision
 from tasks.settings import Settings
+from tasks.storage import split_uri
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _make(
     standing = objects.claims(store, buckets)
     millrace, ledger = _dump(settings, target, identifier, found["millrace"])
     mlflow, registry = _dump(settings, target, identifier, found["mlflow"])
-    here = tuple(folder for folder in registry["model_folders"] if split(folder)[0] in buckets)
+    here = tuple(folder for folder in registry["model_folders"] if split_uri(folder)[0] in buckets)
     elsewhere = len(registry["model_folders"]) - len(here)
     copied = objects.copy(store, target, buckets, standing, before)
     objects.settle(store, copied)

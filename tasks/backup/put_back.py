@@ -15,11 +15,11 @@ from typing import IO, cast
 
 from tasks.backup.contract import Backup, StoredObject, content_key
 from tasks.backup.objects import is_claim
-from tasks.backup.store import Listed, ObjectStore, split
+from tasks.backup.store import Listed, ObjectStore
 from tasks.backup.targets import BLOCK, Hashing, Target, backed_up, fetch
 from tasks.errors import BadInput
 from tasks.settings import Settings
-from tasks.storage import _answering
+from tasks.storage import _answering, split_uri
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def set_right(store: ObjectStore, target: Target, held: dict[str, StoredObject],
     aside = 0
     for item in [item for name in backup.buckets for item in store.entries(f"s3://{name}/")]:
         known = held.get(item.uri)
-        if split(item.uri)[1].startswith("aside/"):
+        if split_uri(item.uri)[1].startswith("aside/"):
             continue
         if known is None:
             if is_claim(item.uri):
@@ -102,7 +102,7 @@ def _digest(store: ObjectStore, uri: str) -> str | None:
 
 
 def _move_aside(store: ObjectStore, uri: str, backup: str) -> None:
-    bucket, key = split(uri)
+    bucket, key = split_uri(uri)
     store.move(uri, f"s3://{bucket}/aside/{backup}/{key}")
 
 
@@ -125,4 +125,4 @@ def _write(store: ObjectStore, target: Target, objects: list[StoredObject]) -> P
 
 
 def _buckets(objects: Iterable[StoredObject]) -> set[str]:
-    return {split(item.uri)[0] for item in objects}
+    return {split_uri(item.uri)[0] for item in objects}

@@ -10,16 +10,10 @@ from typing import IO, Any
 from boto3.s3.transfer import TransferConfig
 
 from tasks.errors import BadInput, ManifestError
-from tasks.storage import Storage, _answering
+from tasks.storage import Storage, _answering, split_uri
 
 # Two parts in flight: 32 MB of memory at most, for an object of up to 160 GB (S3 takes 10,000 parts).
 _TRANSFER = TransferConfig(multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=2)
-
-
-def split(uri: str) -> tuple[str, str]:
-    """Return bucket and key as they are: unlike in a URL, `?` and `#` are letters of a key."""
-    bucket, _slash, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class ObjectStore(Storage):
 
     def entries(self, prefix: str) -> Iterator[Listed]:
         """Yield every object whose URI starts with `prefix`."""
-        bucket, key = split(prefix)
+        bucket, key = split_uri(prefix)
         with _answering(prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
                 for item in page.get("Contents", []):
@@ -56,7 +50,7 @@ class ObjectStore(Storage):
 
     def read(self, uri: str) -> Opened | None:
         """Begin to read an object, or return None when it is gone."""
-        bucket, key = split(uri)
+        bucket, key = split_uri(uri)
         try:
             with _answering(uri):
                 found = self._client.get_object(Bucket=bucket, Key=key)
@@ -66,39 +60,30 @@ class ObjectStore(Storage):
 
     def etag(self, uri: str) -> str | None:
         """Return the ETag of an object, or None when it is gone."""
-        head = self._looked(uri)
+        head = self._head(uri)
         return str(head["ETag"]).strip('"') if head else None
 
     def digest(self, uri: str) -> str | None:
         """Return the SHA-256 that was recorded with an object when it was written, or None."""
-        head = self._looked(uri)
+        head = self._head(uri)
         return str(head["Metadata"]["sha256"]) if head and "sha256" in head["Metadata"] else None
-
-    def _looked(self, uri: str) -> dict[str, Any] | None:
-        bucket, key = split(uri)
-        try:
-            with _answering(uri):
-                head: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key)
-                return head
-        except ManifestError:
-            return None
 
     def upload(self, uri: str, source: IO[bytes], extra: dict[str, Any]) -> None:
         """Write a stream, in parts where it is large."""
-        bucket, key = split(uri)
+        bucket, key = split_uri(uri)
         with _answering(uri):
             self._client.upload_fileobj(source, bucket, key, ExtraArgs=extra, Config=_TRANSFER)
 
     def move(self, uri: str, to: str) -> None:
         """Copy an object within the store, then delete it: a kill between both leaves two, never none."""
-        (bucket, key), (to_bucket, to_key) = split(uri), split(to)
+        (bucket, key), (to_bucket, to_key) = split_uri(uri), split_uri(to)
         with _answering(uri):
             self._client.copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
         self.delete(uri)
 
     def delete(self, uri: str) -> None:
         """Delete an object."""
-        bucket, key = split(uri)
+        bucket, key = split_uri(uri)
         with _answering(uri):
             self._client.delete_object(Bucket=bucket, Key=key)
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from tasks.backup.store import ObjectStore, split
+from tasks.backup.store import ObjectStore
 from tasks.errors import BadInput, ManifestError
 from tasks.settings import Settings
-from tasks.storage import _answering
+from tasks.storage import _answering, split_uri
 
 BLOCK = 1024 * 1024
 
@@ -69,7 +69,7 @@ def open_target(settings: Settings, place: str) -> Target:
     """Return the target at `place`: s3://bucket/prefix or a folder. Raises BadInput."""
     if not place.startswith("s3://"):
         return FolderTarget(Path(place))
-    bucket, _key = split(place)
+    bucket, _key = split_uri(place)
     endpoint = settings.backup_endpoint_url or settings.s3_endpoint_url
     if bucket in backed_up(settings) and endpoint == settings.s3_endpoint_url:
         raise BadInput(

@@ -105,7 +105,8 @@ def examine(checks: Sequence[Check], settings: Settings, wanted: Wanted) -> list
         left = "; ".join(problem for problem in (_take_back(each.place) for each in planned) if problem)
         if isinstance(error, KeyboardInterrupt):
             raise Stopped(left) from error
-        log.error("not removed: %s", left or "nothing")
+        if left:
+            log.error("not removed: %s", left)
         raise
     return [without_secrets(finding) for each in planned for finding in _end(each)]
 
