@@ -117,25 +117,36 @@ def test_what_cannot_be_removed_is_told_and_is_not_ok() -> None:
     assert "expected to remove what this check made, found expected leave to delete, found AccessDenied" in found.found
 
 
-def test_an_interrupted_examination_takes_back_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    there, made = ["something"], threading.Event()
+def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, thread: str, when: threading.Event) -> None:
+    """Raise KeyboardInterrupt where the main thread calls `method` of the thread with this name, once `when` is set."""
+    before = getattr(threading.Thread, method)
+
+    def interrupted(self: threading.Thread, *arguments: Any) -> None:
+        if self.name == thread:
+            when.wait(5)
+            raise KeyboardInterrupt
+        before(self, *arguments)
+
+    monkeypatch.setattr(threading.Thread, method, interrupted)
+
+
+def held(remove: Callable[[], object], made: threading.Event) -> Callable[[Place], str]:
+    """Return a check that makes something, says so, and then takes its time."""
 
     def check(place: Place) -> str:
-        with making(place, there.clear):
+        with making(place, remove):
             made.set()
         threading.Event().wait(5)
         return "fine"
 
-    def interrupted(self: Any, timeout: float | None = None) -> None:
-        if self.name.startswith("doctor-it"):
-            made.wait(5)
-            raise KeyboardInterrupt
-        before(self, timeout)
+    return check
 
-    before = threading.Thread.join
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+
+def test_an_interrupted_examination_takes_back_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, made = ["something"], threading.Event()
+    interrupt(monkeypatch, "join", "doctor-it", made)
     with pytest.raises(Stopped, match="^$"):
-        examine([Check("it", check)], settings(), Wanted())
+        examine([Check("it", held(there.clear, made))], settings(), Wanted())
     assert there == []
 
 
@@ -143,23 +154,10 @@ def test_an_interrupt_while_checks_are_still_being_started_takes_back_what_was_m
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     there, made = ["something"], threading.Event()
-
-    def check(place: Place) -> str:
-        with making(place, there.clear):
-            made.set()
-        threading.Event().wait(5)
-        return "fine"
-
-    def interrupted(self: threading.Thread) -> None:
-        if self.name == "doctor-second":
-            made.wait(5)
-            raise KeyboardInterrupt
-        before(self)
-
-    before = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    interrupt(monkeypatch, "start", "doctor-second", made)
+    checks = [Check("first", held(there.clear, made)), Check("second", lambda _: "fine")]
     with pytest.raises(Stopped, match="^$"):
-        examine([Check("first", check), Check("second", lambda _: "fine")], settings(), Wanted())
+        examine(checks, settings(), Wanted())
     assert there == []
 
 
@@ -175,14 +173,7 @@ def test_an_interrupt_waits_for_a_check_that_is_taking_back_what_it_made(monkeyp
         with making(place, remove):
             return "fine"
 
-    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
-        if self.name == "doctor-it":
-            removing.wait(5)
-            raise KeyboardInterrupt
-        before(self, timeout)
-
-    before = threading.Thread.join
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    interrupt(monkeypatch, "join", "doctor-it", removing)
     with pytest.raises(Stopped, match="^$"):
         examine([Check("it", check)], settings(), Wanted())
     assert there == []
@@ -194,22 +185,10 @@ def test_what_an_interrupt_could_not_take_back_is_told(monkeypatch: pytest.Monke
     def refused() -> None:
         raise BadInput("expected leave to delete, found none. Next: allow it.")
 
-    def check(place: Place) -> str:
-        with making(place, refused):
-            made.set()
-        threading.Event().wait(5)
-        return "fine"
-
-    def interrupted(self: threading.Thread) -> None:
-        if self.name == "doctor-second":
-            made.wait(5)
-            raise KeyboardInterrupt
-        before(self)
-
-    before = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    interrupt(monkeypatch, "start", "doctor-second", made)
+    checks = [Check("first", held(refused, made)), Check("second", lambda _: "fine")]
     with pytest.raises(Stopped, match="expected leave to delete, found none"):
-        examine([Check("first", check), Check("second", lambda _: "fine")], settings(), Wanted())
+        examine(checks, settings(), Wanted())
 
 
 def test_what_a_check_made_is_gone_before_slower_ones_end() -> None:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from kubernetes import client, config
@@ -27,6 +27,32 @@ def missing() -> str:
     """Return why these tests cannot run here, or nothing."""
     unset = [name for name in ("KUBECONFIG", "TEST_STAGE_IMAGE") if not os.environ.get(name)]
     return f"needs {WHAT_NEEDS_A_CLUSTER}; unset: {', '.join(unset)}" if unset else ""
+
+
+class Watch:
+    """Looks again and again, in a thread of its own, for the length of a block. What it does is `look`."""
+
+    every = 1.0  # seconds
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._looking, daemon=True)
+
+    def look(self) -> None:
+        """Look once."""
+        raise NotImplementedError
+
+    def _looking(self) -> None:
+        while not self._over.wait(self.every):
+            self.look()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 class Cluster:

@@ -5,40 +5,29 @@ the scheduler only: the ranks use the CPU.
 """
 
 import os
-import threading
 import time
 from typing import Any
 
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from tests.kubernetes.cluster import GPU_NODE, LAUNCHER, wait_for
+from tests.kubernetes.cluster import GPU_NODE, LAUNCHER, Watch, wait_for
 from tests.live_airflow import Airflow
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.airflow, pytest.mark.slow]
 
 
-class Seen:
+class Seen(Watch):
     """Everything that was seen of the pods of a run, by stage, while it ran."""
 
     def __init__(self, cluster: Any, run: str) -> None:
+        super().__init__()
         self.cluster, self.run, self.pods = cluster, run, dict[str, Any]()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
 
-    def _look(self) -> None:
-        while not self.over.wait(1):
-            for pod in self.cluster.pods(self.run):
-                if pod.spec.node_name:
-                    self.pods[pod.metadata.labels["millrace/stage"]] = pod
-
-    def __enter__(self) -> "Seen":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
+    def look(self) -> None:
+        for pod in self.cluster.pods(self.run):
+            if pod.spec.node_name:
+                self.pods[pod.metadata.labels["millrace/stage"]] = pod
 
 
 def reference(airflow: Airflow, dag: str, run: str, task: str) -> dict[str, Any]:

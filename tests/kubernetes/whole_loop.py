@@ -5,7 +5,6 @@ import os
 import pydoc_data.topics
 import subprocess
 import sys
-import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from local.loop import Loop
 from tests.airflow_home import REPOSITORY
 from tests.kubernetes.assistants import Assistants
-from tests.kubernetes.cluster import Cluster, wait_for
+from tests.kubernetes.cluster import Cluster, Watch, wait_for
 
 TOPICS = (
     "pass",
@@ -80,26 +79,19 @@ class ClusterLoop(Loop):
         self.airflow.call("PATCH", f"dags/{dag}/dagRuns/{run}", json={"state": "failed"})
 
 
-class Seen:
+class Seen(Watch):
     """The pods of stages that were seen while the loop ran: name and stage."""
 
+    every = 0.5
+
     def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.pods, self.over = cluster, dict[str, str](), threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
+        super().__init__()
+        self.cluster, self.pods = cluster, dict[str, str]()
 
-    def _look(self) -> None:
-        while not self.over.wait(0.5):
-            for pod in self.cluster.pods():
-                if stage := (pod.metadata.labels or {}).get("millrace/stage"):
-                    self.pods[pod.metadata.name] = stage
-
-    def __enter__(self) -> "Seen":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
+    def look(self) -> None:
+        for pod in self.cluster.pods():
+            if stage := (pod.metadata.labels or {}).get("millrace/stage"):
+                self.pods[pod.metadata.name] = stage
 
 
 def database_url(cluster: Cluster) -> str:
