@@ -7,7 +7,7 @@ machine, are appended to `benchmarks/results/NAME.jsonl`.
 
 import sys
 
-from benchmarks import figures, gpu, overhead, packing
+from benchmarks import chunking, embedding, figures, gpu, index, index_recall, overhead, packing, sync
 from benchmarks.result import NotMeasured, Result, keep, machine
 
 BENCHMARKS = {
@@ -18,7 +18,17 @@ BENCHMARKS = {
     "packing": packing.packing,
     "trainer_overhead": overhead.trainer_overhead,
     "checkpoint_overhead": overhead.checkpoint_overhead,
+    "vector_load": index.vector_load,
+    "index_build": index.index_build,
+    "unchanged_rows": index.unchanged_rows,
+    "index_recall": index_recall.index_recall,
+    "sync_noop": sync.sync_noop,
+    "sync_one_percent": sync.sync_one_percent,
+    "sync_memory": sync.sync_memory,
+    "embed_throughput": embedding.embed_throughput,
+    "embed_sorting": embedding.embed_sorting,
     "gpu_training": gpu.gpu_training,
+    "chunking": chunking.chunking,
 }
 
 

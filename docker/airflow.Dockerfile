@@ -28,6 +28,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check -r requirements/airfl
 USER 0
 COPY examples examples
 COPY expectations expectations
+COPY corpora.yaml ./
 COPY tasks tasks
 COPY docker/entry entry
 COPY plugins plugins

@@ -55,6 +55,7 @@ RUN pip install --no-compile -r requirements/stage.txt \
 
 # The code, in one layer that all targets share; owned by root, so that a stage cannot change it.
 FROM base AS code
+COPY corpora.yaml ./
 COPY expectations expectations
 COPY examples examples
 COPY tasks tasks

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(f"{__doc__}\nStages: {', '.join(STAGES)}\nTools: {', '.join(TOOLS)}")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    name, rest = arguments[0].replace("-", "_"), arguments[1:]
     try:
         if name in RECORDED and name in TOOLS:
             return _run_recorded(name, rest)

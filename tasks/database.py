@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SQL_FOLDER = Path(__file__).parent / "sql"
 # Iterative scans, which a filtered search needs, came with 0.8.0. Two faults of versions before 0.8.4 are kept away from
-# by how we build: parallel HNSW builds could overflow a buffer (until 0.8.2; see index_tables.build_hnsw), and a vacuum
+# by how we build: parallel HNSW builds could overflow a buffer (until 0.8.2; see index_tables.build_indexes), and a vacuum
 # could harm an HNSW index (until 0.8.4; no row of an index version is deleted while its HNSW index stands).
 LEAST_PGVECTOR = (0, 8, 0)
 SAFE_PARALLEL_BUILDS = (0, 8, 2)

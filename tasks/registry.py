@@ -14,6 +14,7 @@ from tasks.stage import Stage
 STAGES = {
     "preflight": "tasks.doctor.preflight",
     "list_documents": "tasks.knowledge.list_documents",
+    "read_documents": "tasks.knowledge.read_documents",
     "validate_documents": "tasks.knowledge.validate_documents",
     "index_documents": "tasks.knowledge.index_documents",
     "check_index": "tasks.knowledge.check_index",
@@ -40,6 +41,9 @@ TOOLS = {
     "migrate": "tasks.database:main",
     "serve": "tasks.serving.server:main",
     "search": "tasks.knowledge.search:main",
+    "quarantine": "tasks.knowledge.quarantine_tool:main",
+    "erase": "tasks.knowledge.erasure:main",
+    "tune_index": "tasks.knowledge.tune_index:main",
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
     "backup": "tasks.backup.command:backup",

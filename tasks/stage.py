@@ -53,7 +53,8 @@ class Stage(Generic[Options]):
 
     `graceful` stages look at `context.stopping()` themselves and raise Preempted after saving;
     all others are interrupted by SIGTERM where they stand. What a `fleeting` stage finds is true for the moment
-    only: an earlier manifest of it never stands.
+    only: an earlier manifest of it never stands. `settings` returns the settings with which it runs from those of the
+    environment, the options of the command, and the manifests it needs: a corpus has settings of its own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage(Generic[Options]):
     needs: tuple[str, ...] = ()
     graceful: bool = False
     fleeting: bool = False
+    settings: "Callable[[Settings, Mapping[str, str], Mapping[str, Manifest]], Settings] | None" = None
 
 
 @dataclass
@@ -132,8 +134,10 @@ class StageContext:
 def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None, given: Mapping[str, str]) -> Manifest:
     """Run `stage` for the run folder `run` with the options `given` on the command line; return its manifest."""
     storage = Storage(settings.s3_endpoint_url)
-    options, resolved = resolve_options(stage.name, stage.options, settings, given)
     inputs = {name: storage.require_manifest(run, name) for name in stage.needs}
+    if stage.settings is not None:
+        settings = stage.settings(settings, given, inputs)
+    options, resolved = resolve_options(stage.name, stage.options, settings, given)
     fingerprint = digest(
         {
             "stage": stage.name,

@@ -8,11 +8,13 @@ Reads and writes `s3://BUCKET/KEY`. Every object put here carries its SHA-256 as
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 from botocore.config import Config
@@ -23,6 +25,7 @@ from tasks.errors import BadInput, ManifestError, ServiceUnavailable
 
 _DIGEST = "sha256"
 _ROWS = "rows"
+_IN_MEMORY = 4_000_000  # bytes of rows that are read at once
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -71,14 +74,23 @@ class Storage:
         self, uri: str, path: Path, *, rows: int | None = None, content_type: str = "application/octet-stream"
     ) -> Artifact:
         """Upload the file at `path`, in parts where it is large, and return its artifact."""
+        with path.open("rb") as file:
+            return self._put_stream(uri, file, rows=rows, content_type=content_type)
+
+    def _put_stream(self, uri: str, file: IO[bytes], *, rows: int | None, content_type: str) -> Artifact:
         bucket, key = split_uri(uri)
-        sha256 = file_digest(path)
-        metadata = {_DIGEST: sha256} | ({_ROWS: str(rows)} if rows is not None else {})
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        sha256 = hashlib.sha256()
+        while block := file.read(1 << 20):
+            sha256.update(block)
+        file.seek(0)
+        metadata = {_DIGEST: sha256.hexdigest()} | ({_ROWS: str(rows)} if rows is not None else {})
         with _answering(uri):
-            self._client.upload_file(
-                str(path), bucket, key, ExtraArgs={"Metadata": metadata, "ContentType": content_type}
+            self._client.upload_fileobj(
+                file, bucket, key, ExtraArgs={"Metadata": metadata, "ContentType": content_type}
             )
-        return Artifact(uri=uri, sha256=sha256, bytes=path.stat().st_size, rows=rows)
+        return Artifact(uri=uri, sha256=sha256.hexdigest(), bytes=size, rows=rows)
 
     def put_folder(self, uri: str, folder: Path) -> dict[str, Artifact]:
         """Upload every file below `folder`; return the artifacts by path relative to it, sorted."""
@@ -95,10 +107,13 @@ class Storage:
         )
 
     def put_rows(self, uri: str, rows: Iterable[dict[str, Any]]) -> Artifact:
-        """Write rows as JSON lines and count them."""
-        lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows]
-        body = "".join(line + "\n" for line in lines).encode()
-        return self.put_bytes(uri, body, rows=len(lines), content_type="application/x-ndjson")
+        """Write rows as JSON lines and count them; what is large waits in a scratch file, not in memory."""
+        count = 0
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+                count += 1
+            return self._put_stream(uri, file, rows=count, content_type="application/x-ndjson")
 
     def get_bytes(self, uri: str) -> bytes:
         """Return the bytes at `uri`. Raises ManifestError when there are none."""
@@ -128,9 +143,14 @@ class Storage:
         return json.loads(self.get(artifact))
 
     def get_rows(self, artifact: Artifact) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a verified JSON-lines artifact."""
-        for line in self.get(artifact).splitlines():
-            yield json.loads(line)
+        """Yield the rows of a verified JSON-lines artifact; a large one is read through a scratch file."""
+        if artifact.bytes <= _IN_MEMORY:
+            for line in self.get(artifact).splitlines():
+                yield json.loads(line)
+            return
+        with tempfile.TemporaryDirectory() as folder, self.get_file(artifact, Path(folder) / "rows").open("rb") as file:
+            for line in file:
+                yield json.loads(line)
 
     def download(self, uri: str, path: Path) -> None:
         """Write the object at `uri` to `path`, a part at a time. Raises ManifestError when there is none."""
@@ -160,6 +180,18 @@ class Storage:
                 )
             self.get_file(artifact, target)
         return folder
+
+    def contains(self, uri: str, needle: bytes) -> bool:
+        """Return whether the bytes of an object contain `needle`, read a block at a time."""
+        bucket, key = split_uri(uri)
+        rest = b""
+        with _answering(uri):
+            body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+            while block := body.read(1 << 20):
+                if needle in rest + block:
+                    return True
+                rest = (rest + block)[-len(needle) :]
+        return False
 
     def exists(self, uri: str) -> bool:
         """Return whether an object stands at `uri`."""

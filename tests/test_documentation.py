@@ -42,7 +42,7 @@ def test_every_make_target_named_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_stage_and_tool_named_exists(page: Path) -> None:
-    named = set(re.findall(r"python -m tasks ([a-z_]+)", code_of(page)))
+    named = {name.replace("-", "_") for name in re.findall(r"python -m tasks ([a-z_-]+)", code_of(page))}
     assert named <= {*STAGES, *TOOLS}
 
 

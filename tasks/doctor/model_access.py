@@ -1,6 +1,7 @@
 """Checks of the models: the configuration of the base model and of the embedder can be fetched. Weights are not.
 
-Reads a package, a folder in S3, or the model hub. What comes from the hub goes to a temporary folder.
+Reads a package, a folder in S3, or the model hub; asks the endpoint of an embedder for one vector. What comes from the hub
+goes to a temporary folder.
 """
 
 import tempfile
@@ -26,6 +27,8 @@ def of(setting: str) -> Callable[[Place], str]:
             return f"{reference}: {_folder(reference, place)}"
         if HUB.match(reference):
             return f"{reference}: {_hub(reference, place)}"
+        if reference.startswith("openai:") and setting == "embedder":
+            return f"{reference}: {_endpoint(place)}"
         raise no_reference(reference)
 
     return check
@@ -55,6 +58,12 @@ def _folder(reference: str, place: Place) -> str:
         raise _incomplete(reference)
     storage.get_start(folder + CONFIG, 1)
     return f"configuration readable, weights of {weights / 1e9:.1f} GB there"
+
+
+def _endpoint(place: Place) -> str:
+    from tasks.knowledge.embedders import dimensions
+
+    return f"the endpoint gives vectors of length {dimensions(place.settings)}"
 
 
 def _incomplete(reference: str) -> ModelError:

@@ -1,30 +1,123 @@
 """Vectors by text: from the table `embedding_cache` where they are, else from the embedder, which fills it.
 
-Reads and writes `embedding_cache`. The model is loaded only when a vector is missing, so that unchanged
-work costs no model. What was embedded is stored batch by batch: a run that is killed goes on where it
-was. Fails with `ModelError` when a vector is missing and the embedder of that name cannot be loaded.
+Reads and writes `embedding_cache`. `EmbeddingCache` serves a stream: call it with some thousand texts at a time; it keeps
+none of them, and its model is loaded once, and only when a vector is missing, so that unchanged work costs no model. What
+was embedded is stored every few batches: a run that is killed goes on where it was. Fails with `ModelError` when a vector is
+missing and the embedder of that name cannot be loaded, with `ServiceUnavailable` when Postgres or an endpoint is away.
+
+Questions have keys of their own where the embedder puts a prompt before them: the same text as a document has another vector.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tasks.database import connect
-from tasks.knowledge.embedder import load_embedder
+from tasks.knowledge.embedders import Embedder, Kind, load_embedder, prompts
 from tasks.settings import Settings
 
-_BATCHES_A_COMMIT = 16
+if TYPE_CHECKING:
+    import numpy
+
+    Vector = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
+
+_ROWS_A_STORE = 512
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors by the SHA-256 of their text, and where they came from."""
+    """Vectors by the SHA-256 of their text, and where they came from; equal texts count once."""
 
-    by_sha256: dict[str, Any]
+    by_sha256: "dict[str, Vector]"
     embedded: int
     from_cache: int
-    truncated: int
+    truncated: int  # of those embedded now
+
+
+@dataclass
+class EmbeddingCache:
+    """The vectors of one embedder. `embedded`, `from_cache` and `truncated` count all calls together."""
+
+    settings: Settings
+    embedder: str
+    threads: int | None = None
+    reference: str | None = None
+    embedded: int = 0
+    from_cache: int = 0
+    truncated: int = 0
+    _model: Embedder | None = field(default=None, repr=False)
+
+    def vectors(
+        self, texts: Iterable[str], kind: Kind = "document", progress: Progress = lambda _done, _total: None
+    ) -> Vectors:
+        """Return a vector for every text; equal texts are embedded once."""
+        wanted = {text_sha256(text): text for text in texts}
+        keys = self._keys(wanted, kind)
+        found = self._stored(keys)
+        missing = [sha256 for sha256 in wanted if sha256 not in found]
+        from_cache, truncated = len(found), 0
+        self.from_cache += from_cache
+        if missing:
+            before = self.model.truncated
+            for part in self._embedded([wanted[sha256] for sha256 in missing], kind):
+                fresh = {missing[position]: vector for position, vector in part}
+                self._store({keys[sha256]: vector for sha256, vector in fresh.items()})
+                found |= fresh
+                self.embedded += len(fresh)
+                progress(len(found) - from_cache, len(missing))
+            truncated = self.model.truncated - before
+        self.truncated += truncated
+        return Vectors(found, len(missing), from_cache, truncated)
+
+    @property
+    def model(self) -> Embedder:
+        """The loaded embedder."""
+        if self._model is None:
+            self._model = load_embedder(self.settings, self.embedder, self.threads, self.reference)
+        return self._model
+
+    def _keys(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, str]:
+        """Return the key in the table by the SHA-256 of the text: the same, but for questions with a prompt."""
+        if kind == "document" or not wanted:
+            return {sha256: sha256 for sha256 in wanted}
+        put_before = prompts(self.settings, self.embedder, self.reference)
+        if put_before["query"] == put_before["document"]:
+            return {sha256: sha256 for sha256 in wanted}
+        return {sha256: text_sha256(f"{kind}\n{text}") for sha256, text in wanted.items()}
+
+    def _stored(self, keys: Mapping[str, str]) -> "dict[str, Vector]":
+        """Return the vectors that are in the table, by the SHA-256 of their text."""
+        if not keys:
+            return {}
+        texts = {key: sha256 for sha256, key in keys.items()}
+        with connect() as connection, connection.cursor(binary=True) as cursor:
+            cursor.execute(
+                "SELECT chunk_sha256, embedding FROM embedding_cache WHERE embedder = %s AND chunk_sha256 = ANY(%s)",
+                (self.embedder, list(texts)),
+            )
+            return {texts[row["chunk_sha256"]]: _array(row["embedding"]) for row in cursor}
+
+    def _embedded(self, texts: Sequence[str], kind: Kind) -> "Iterator[list[tuple[int, Vector]]]":
+        """Yield (position, vector) in lists as long as one store takes."""
+        ready: list[tuple[int, Vector]] = []
+        for positions, part in self.model.encode_batches(texts, kind):
+            ready += zip(positions, part, strict=True)
+            if len(ready) >= _ROWS_A_STORE:
+                yield ready
+                ready = []
+        if ready:
+            yield ready
+
+    def _store(self, fresh: "Mapping[str, Vector]") -> None:
+        # In the order of their keys: two shards with texts in common would otherwise wait for each other for ever.
+        with connect() as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO embedding_cache (chunk_sha256, embedder, embedding) VALUES (%s, %s, %s) "
+                "ON CONFLICT DO NOTHING",
+                [(key, self.embedder, vector) for key, vector in sorted(fresh.items(), key=lambda item: item[0])],
+            )
 
 
 def text_sha256(text: str) -> str:
@@ -36,48 +129,17 @@ def vectors(
     settings: Settings,
     embedder: str,
     texts: Iterable[str],
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = lambda _done, _total: None,
     threads: int | None = None,
+    kind: Kind = "document",
+    reference: str | None = None,
 ) -> Vectors:
-    """Return a vector for every text, by the embedder of that name; equal texts are embedded once."""
-    wanted = {text_sha256(text): text for text in texts}
-    with connect() as connection:
-        found = {
-            row["chunk_sha256"]: _array(row["embedding"])
-            for row in connection.execute(
-                "SELECT chunk_sha256, embedding FROM embedding_cache WHERE embedder = %s AND chunk_sha256 = ANY(%s)",
-                (embedder, list(wanted)),
-            )
-        }
-    missing = [sha256 for sha256 in wanted if sha256 not in found]
-    if not missing:
-        return Vectors(found, 0, len(found), 0)
-    model = load_embedder(settings, embedder, threads)
-    from_cache = len(found)
-    fresh: list[tuple[str, Any]] = []
-    batches = model.encode_batches([wanted[sha256] for sha256 in missing])
-    for number, (positions, part) in enumerate(batches, start=1):
-        fresh += [(missing[position], vector) for position, vector in zip(positions, part, strict=True)]
-        if number % _BATCHES_A_COMMIT == 0:
-            _store(embedder, fresh)
-            found.update(fresh)
-            fresh = []
-        progress(len(found) - from_cache + len(fresh), len(missing))
-    _store(embedder, fresh)
-    found.update(fresh)
-    return Vectors(found, len(missing), from_cache, model.truncated)
+    """Return a vector for every text, in one call: for questions, and for what is not a stream."""
+    return EmbeddingCache(settings, embedder, threads, reference).vectors(texts, kind, progress)
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any) -> "Vector":
     """Return a stored vector as a float32 array, whatever the adapter gives."""
     import numpy
 
     return numpy.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value, dtype=numpy.float32)
-
-
-def _store(embedder: str, fresh: Sequence[tuple[str, Any]]) -> None:
-    with connect() as connection, connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO embedding_cache (chunk_sha256, embedder, embedding) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            [(sha256, embedder, vector) for sha256, vector in fresh],
-        )

@@ -1,58 +1,62 @@
 """Stage `check_index`: finish the version that this run builds, and measure it before anything uses it.
 
-Reads the parts of `index_documents`, the current version, and the golden questions. Copies the chunks of
-unchanged documents from the current version, builds the vector index, and asks every golden question of
-the new and of the current version, now. Writes `report`. Fails with `ManifestError` when a part is
-missing; is refused when retrieval is below its bounds, or worse than the current version's by more than
-the margin. The current version is not touched. A sync without changes builds nothing and measures what serves.
+Reads the parts of `read_documents` and `index_documents`, the current version of the corpus, and the golden questions.
+Copies the chunks of unchanged documents from the current version, builds the indexes, and asks every golden question of
+the new and of the current version, now. Writes `report`. Fails with `ManifestError` when a part is missing or the table
+holds other chunks than the parts say; is refused when retrieval is below its bounds, or worse than the current version's
+(`tasks.knowledge.retrieval_gate`). The current version is not touched. A noop builds nothing and measures what serves.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from tasks.database import Connection, connect
-from tasks.errors import ManifestError, ModelError
-from tasks.knowledge import index_tables
-from tasks.knowledge.cache import text_sha256, vectors
+from tasks.errors import DataError, ManifestError, ModelError
+from tasks.knowledge import corpora, documents, index_tables
+from tasks.knowledge.cache import EmbeddingCache, text_sha256
 from tasks.knowledge.index_tables import Version
-from tasks.knowledge.measure import Measurement, measure
-from tasks.knowledge.retrieval import GoldenQuestion, load_questions, require_known
+from tasks.knowledge.measure import Measurement, asking, measure
+from tasks.knowledge.retrieval import GoldenQuestion, load_questions
+from tasks.knowledge.retrieval_gate import compared, verdict
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 
 log = logging.getLogger(__name__)
 
 
 class Options(StageOptions):
-    """The bounds of the gate."""
+    """The bounds of the gate, and how is searched."""
 
     min_recall_at_5: float = from_setting("min_recall_at_5", "Least recall@5")
     min_ann_recall: float = from_setting("min_ann_recall", "Least recall of HNSW against an exact scan")
     retrieval_margin: float = from_setting("retrieval_margin", "Allowed loss against the current version")
+    search_mode: str = from_setting("search_mode", "vector, text or hybrid")
+    reranker: str | None = from_setting("reranker", "Cross-encoder that orders the hits")
 
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Finish and measure the index version of this run."""
-    listed = context.inputs["list_documents"].facts
-    plan = list(context.storage.get_rows(context.input("list_documents", "plan")))
+    listed, noop = context.inputs["list_documents"].facts, context.inputs["validate_documents"].facts["noop"]
     questions = load_questions(listed["golden_questions"], context.storage)
-    require_known(questions, {row["uri"] for row in plan if row["change"] != "deleted"}, listed["golden_questions"])
-    version, base = (_current(listed["base_version"]), None) if listed["noop"] else finish(context, plan)
-    same_as = {
-        row["uri"]: row["same_as"]
-        for row in context.storage.get_rows(context.input("validate_documents", "duplicates"))
-    }
-    now = _measured(context, version, questions, same_as)
-    before = _measured_before(context, base, questions, same_as) if base else None
-    reasons = [] if listed["noop"] else verdict(now.means, before.means if before else None, options)
-    if not listed["noop"]:
+    base = _version(listed["base_version"]) if listed["base_version"] is not None else None
+    version, base = (base, None) if noop and base else (finish(context, base), base)
+    same_now, same_before = _copies(context, listed["corpus"], questions)
+    now = _measured(context, version, questions, same_now)
+    before = _measured_before(context, base, questions, same_before) if base else None
+    reasons = [] if noop else verdict(now, before, options)
+    if not noop:
         version = _record(version, now, reasons)
     report = {
         "version": version.version,
         "previous": base.version if base else None,
+        "search_mode": options.search_mode,
         "metrics": now.means,
+        "intervals": {name: asdict(interval) for name, interval in now.intervals.items()},
+        "differences": {name: asdict(one) for name, one in compared(now, before).items()} if before else None,
+        "latency": now.latency,
         "previous_metrics": before.means if before else None,
         "reasons": reasons,
         "questions": now.questions,
@@ -62,12 +66,7 @@ def run(context: StageContext, options: Options) -> StageResult:
         outputs={"report": context.storage.put_json(f"{context.folder}/report.json", report)},
         counts={"questions": len(questions), "documents": version.documents or 0, "chunks": version.chunks or 0},
         metrics=now.means | ({f"previous_{name}": value for name, value in before.means.items()} if before else {}),
-        facts={
-            "version": version.version,
-            "noop": listed["noop"],
-            "documents": version.documents,
-            "chunks": version.chunks,
-        },
+        facts={"version": version.version, "noop": noop, "documents": version.documents, "chunks": version.chunks},
         status="refused" if reasons else "complete",
         reason=f"{'; '.join(reasons)}. Next: see report.json of this stage; the current version stays."
         if reasons
@@ -75,76 +74,106 @@ def run(context: StageContext, options: Options) -> StageResult:
     )
 
 
-def finish(context: StageContext, plan: Sequence[Mapping[str, Any]]) -> tuple[Version, Version | None]:
-    """Return the finished version of this run, and the current one it stands beside.
+def finish(context: StageContext, base: Version | None) -> Version:
+    """Return the finished version of this run.
 
     Raises ManifestError when the table does not hold exactly what the parts and the current version say.
     """
-    listed, checked = context.inputs["list_documents"].facts, context.inputs["validate_documents"].facts
-    manifests = context.parts("index_documents", len(checked["parts"]))
-    unchanged = [row["uri"] for row in plan if row["change"] == "unchanged"]
-    indexed = [
-        row["uri"]
-        for part in checked["parts"]
-        for row in context.storage.get_rows(context.input("validate_documents", f"documents-{part}"))
-    ]
+    listed, judged = context.inputs["list_documents"].facts, context.inputs["validate_documents"].facts
+    indexed = context.parts("index_documents", len(judged["parts"]))
+    expected = sum(part.counts["chunks"] for part in indexed)
+    parts = documents.manifests(context)
     with connect() as connection:
         version = index_tables.begin(connection, context.run, listed)
-    base = _current(listed["base_version"]) if listed["base_version"] is not None else None
     with connect() as connection:
-        index_tables.keep_only(connection, version, [*unchanged, *indexed])
-        copied = index_tables.copy_documents(connection, base, version, unchanged) if base else 0
-        found = index_tables.documents_in(connection, version)
-        loaded = sum(found.get(uri, 0) for uri in indexed)
-        expected = sum(manifest.counts["chunks"] for manifest in manifests)
+        documents.load_judged(context, connection, parts)
+        connection.execute(
+            "CREATE TEMP TABLE wanted ON COMMIT DROP AS SELECT uri FROM staying UNION SELECT uri FROM fresh WHERE kept"
+        )
+        connection.execute("CREATE TEMP TABLE unchanged ON COMMIT DROP AS SELECT uri, uri AS old_uri FROM staying")
+        _require_none_erased(connection, listed["corpus"])
+        index_tables.keep_only(connection, version, "wanted")
+        copied = index_tables.copy_documents(connection, base, version, "unchanged") if base else 0
+        loaded = _chunks_of(connection, version, "fresh")
         if loaded != expected:
             raise ManifestError(
-                f"expected {expected} chunks of {len(indexed)} documents in index version {version.version}, found {loaded}. "
+                f"expected {expected} chunks of the documents read in index version {version.version}, found {loaded}. "
                 "Next: clear index_documents; its parts will be loaded again."
             )
         connection.execute(
-            "UPDATE index_versions SET documents = %s, chunks = %s WHERE version = %s",
-            (len(unchanged) + len(indexed), copied + loaded, version.version),
+            "UPDATE index_versions SET documents = (SELECT count(*) FROM wanted), chunks = %s WHERE version = %s",
+            (copied + loaded, version.version),
         )
     with connect() as connection:
-        index_tables.build_hnsw(connection, version)
+        index_tables.build_indexes(connection, version)
         version = index_tables.get(connection, version.version)
     log.info("index version=%d chunks=%d copied=%d loaded=%d", version.version, copied + loaded, copied, loaded)
-    return version, base
+    return version
 
 
-def verdict(now: Mapping[str, float], before: Mapping[str, float] | None, options: Options) -> list[str]:
-    """Return why the new version must not serve; nothing when it may."""
-    bounds = [("recall_at_5", options.min_recall_at_5), ("ann_recall", options.min_ann_recall)]
-    reasons = [
-        f"expected {name} of at least {bound:.3f}, found {now[name]:.3f}" for name, bound in bounds if now[name] < bound
-    ]
-    for name in ("recall_at_5", "ndcg_at_10"):
-        if before is not None and now[name] < before[name] - options.retrieval_margin:
-            reasons.append(
-                f"expected {name} within {options.retrieval_margin:.3f} of the current version's {before[name]:.3f}, "
-                f"found {now[name]:.3f}"
-            )
-    return reasons
+def _chunks_of(connection: Connection, version: Version, table: str) -> int:
+    """Return how many chunks `version` holds of the documents of a temporary table."""
+    query = sql.SQL("SELECT count(*) AS n FROM {} c WHERE EXISTS (SELECT FROM {} u WHERE u.uri = c.document_uri)")
+    row = connection.execute(query.format(version.table, sql.Identifier(table))).fetchone()
+    return int(row["n"]) if row else 0
 
 
-def _current(version: int) -> Version:
+def _require_none_erased(connection: Connection, corpus: str) -> None:
+    """Refuse to finish a version with a document that was erased while it was built. Raises DataError."""
+    row = connection.execute(
+        "SELECT e.uri FROM erasures e JOIN wanted w ON w.uri = e.uri WHERE e.corpus = %s LIMIT 1", (corpus,)
+    ).fetchone()
+    if row:
+        raise DataError(
+            f"expected no document of this sync to be erased, found {row['uri']} erased since it began. "
+            "Next: start a new run of sync_knowledge."
+        )
+
+
+def _version(version: int) -> Version:
     with connect() as connection:
         return index_tables.get(connection, version)
 
 
+def _copies(
+    context: StageContext, corpus: str, questions: Sequence[GoldenQuestion]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return, for documents of the questions that were left out as copies, the ones that stand for them: now, and before."""
+    wanted = {uri for question in questions for uri in question.documents}
+    with connect(vectors=False) as connection:
+        rows = connection.execute(
+            "SELECT uri, same_as FROM documents WHERE corpus = %s AND same_as IS NOT NULL AND uri = ANY(%s)",
+            (corpus, sorted(wanted)),
+        )
+        before = {row["uri"]: row["same_as"] for row in rows}
+    plan = context.storage.get_rows(context.input("list_documents", "plan")) if before else iter(())
+    left = {row["uri"] for row in plan if row["change"] == "rejected" and row["uri"] in before}
+    found = context.storage.get_rows(context.input("validate_documents", "copies"))
+    now = {uri: same_as for uri, same_as in before.items() if uri in left}
+    return now | {row["uri"]: row["same_as"] for row in found if row["uri"] in wanted}, before
+
+
 def _measured(
-    context: StageContext, version: Version, questions: Sequence[GoldenQuestion], same_as: Mapping[str, str]
+    context: StageContext,
+    version: Version,
+    questions: Sequence[GoldenQuestion],
+    same_as: Mapping[str, str],
 ) -> Measurement:
-    found = vectors(context.settings, version.embedder, [question.question for question in questions]).by_sha256
+    cache = EmbeddingCache(context.settings, version.embedder)
+    found = cache.vectors((question.question for question in questions), kind="query").by_sha256
     with connect() as connection:
-        return measure(connection, version, questions, lambda q: found[text_sha256(q.question)], same_as)
+        return measure(
+            connection, version, questions, lambda q: found[text_sha256(q.question)], same_as, asking(context.settings)
+        )
 
 
 def _measured_before(
-    context: StageContext, base: Version, questions: Sequence[GoldenQuestion], same_as: Mapping[str, str]
+    context: StageContext,
+    base: Version,
+    questions: Sequence[GoldenQuestion],
+    same_as: Mapping[str, str],
 ) -> Measurement | None:
-    """Measure the current version now; None when its embedder is not the configured one and cannot be asked."""
+    """Measure the current version now; None when its embedder cannot be had any more."""
     try:
         return _measured(context, base, questions, same_as)
     except ModelError as error:
@@ -165,4 +194,4 @@ def _update(connection: Connection, version: int, status: str, metrics: Mapping[
     )
 
 
-STAGE = Stage("check_index", Options, run, needs=("list_documents", "validate_documents"))
+STAGE = Stage("check_index", Options, run, needs=("list_documents", "validate_documents"), settings=corpora.of_listing)

@@ -1,30 +1,40 @@
 """Stage `index_documents` (one a part): chunk, embed and load documents into the version this run builds.
 
-Reads one part of `validate_documents` and the table `embedding_cache`. Writes the chunks into the table of
-the run's index version, new vectors into the cache, chunks that break a rule into `quarantine`, and
-`chunks` (rows without vectors). Run twice, or by two at once, it ends with the same rows. Fails with
-`DataError` when the run's version already serves, and `OptionError` without a part.
+Reads the documents of one part of `read_documents`, but for the copies that `validate_documents` found, and the table
+`embedding_cache`. Writes the chunks into the table of the run's index version (new rows, each document whole, in one
+transaction), new vectors into the cache, chunks that break a rule into `quarantine`. Batch by batch: memory does not grow
+with the part. Run twice, or by two at once, it ends with the same rows. Fails with `DataError` when the run's version
+already serves, and `OptionError` without a part.
 """
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from tasks.database import connect
 from tasks.errors import OptionError
-from tasks.knowledge import index_tables, quarantine
-from tasks.knowledge.cache import text_sha256, vectors
-from tasks.knowledge.chunking import Chunker
-from tasks.knowledge.embedder import tokenizer_of
+from tasks.knowledge import corpora, index_tables, quarantine
+from tasks.knowledge.cache import EmbeddingCache, text_sha256
+from tasks.knowledge.chunking import Chunker, Place, make_chunker
+from tasks.knowledge.embedders import tokenizer_of
+from tasks.knowledge.near_duplicates import repeated_chunks
 from tasks.knowledge.quarantine import Rejection
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 from tasks.validation import validate
+
+SUITE, REPEATED = "chunks", "chunk_is_new"
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 50, 1_000_000
 
 
 class Options(StageOptions):
     """How documents are cut."""
 
+    chunker: str = from_setting("chunker", "How documents are cut")
     chunk_tokens: int = from_setting("chunk_tokens", "Largest chunk, in tokens of the embedder")
+    chunk_overlap: int = from_setting("chunk_overlap", "Tokens a chunk repeats of the one before it")
+    near_duplicate_similarity: float = from_setting("near_duplicate_similarity", "From where on chunks are copies")
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -32,41 +42,46 @@ def run(context: StageContext, options: Options) -> StageResult:
     if context.part is None:
         raise OptionError("expected --part, found none. Next: take one of facts.parts of validate_documents.")
     listed = context.inputs["list_documents"].facts
-    documents = list(context.storage.get_rows(context.input("validate_documents", f"documents-{context.part}")))
     tokenizer, max_tokens = tokenizer_of(context.settings)
-    chunker = Chunker(tokenizer, options.chunk_tokens, max_tokens)
-    rows, rejected = apply_rules(
-        [row for document in documents for row in chunk_rows(chunker, document)], options.chunk_tokens
-    )
-    found = vectors(
-        context.settings,
-        listed["embedder"],
-        [row["text"] for row in rows],
-        lambda done, total: context.progress(done, total, "chunks"),
-        threads=_threads(context),
-    )
+    chunker = make_chunker(options.chunker, tokenizer, options.chunk_tokens, max_tokens, options.chunk_overlap)
     with connect() as connection:
         version = index_tables.begin(connection, context.run, listed)
-    with connect() as connection:
-        quarantine.record(connection, "chunk", context.run, rejected)
-        index_tables.replace_documents(
-            connection,
-            version,
-            [document["uri"] for document in documents],
-            [{**row, "embedding": found.by_sha256[row["chunk_sha256"]]} for row in rows],
-        )
-    return StageResult(
-        outputs={"chunks": context.storage.put_rows(f"{context.folder}/chunks.jsonl", rows)},
-        counts={
-            "documents": len(documents),
-            "chunks": len(rows),
-            "embedded": found.embedded,
-            "from_cache": found.from_cache,
-            "truncated": found.truncated,
-            "quarantined": len({rejection.item for rejection in rejected}),
-        },
-        facts={"version": version.version},
-    )
+    counts: Counter[str] = Counter(documents=0, chunks=0, quarantined=0)
+    cache = EmbeddingCache(context.settings, listed["embedder"], _threads(context))
+    for batch in _batches(context):
+        rows = [row for document in batch for row in chunk_rows(chunker, document)]
+        rows, rejected = apply_rules(rows, options.chunk_tokens, options.near_duplicate_similarity)
+        vectors = cache.vectors(row["embedded"] for row in rows).by_sha256
+        with connect() as connection:
+            quarantine.record(connection, "chunk", context.run, rejected, listed["corpus"])
+            index_tables.replace_documents(
+                connection,
+                version,
+                [document["uri"] for document in batch],
+                ({**row, "embedding": vectors[row["chunk_sha256"]]} for row in rows),
+            )
+        counts.update(documents=len(batch), chunks=len(rows), quarantined=len({one.item for one in rejected}))
+        context.progress(counts["chunks"], counts["chunks"] + 1, "chunks")
+    counts.update(embedded=cache.embedded, from_cache=cache.from_cache, truncated=cache.truncated)
+    return StageResult(counts=dict(counts), facts={"version": version.version})
+
+
+def _batches(context: StageContext) -> Iterator[list[dict[str, Any]]]:
+    """Yield the documents of the part, copies left out, as many as fit a batch."""
+    part = context.storage.require_manifest(context.run, "read_documents", context.part)
+    copies = {row["uri"] for row in context.storage.get_rows(context.input("validate_documents", "copies"))}
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for document in context.storage.get_rows(part.outputs["documents"]):
+        if document["uri"] in copies:
+            continue
+        batch.append(document)
+        size += len(document["text"])
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _threads(context: StageContext) -> int | None:
@@ -78,8 +93,11 @@ def _threads(context: StageContext) -> int | None:
 
 
 def chunk_rows(chunker: Chunker, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the chunks of a document as rows, without vectors."""
+    """Return the chunks of a document as rows, without vectors; `embedded` is what the vector is made of."""
     uri = document["uri"]
+    sections = tuple(
+        Place(row["start"], tuple(row["headings"]), row["page"], row["kind"]) for row in document["sections"]
+    )
     return [
         {
             "chunk_id": hashlib.sha256(f"{uri}\n{chunk.ordinal}\n{chunk.text}".encode()).hexdigest()[:32],
@@ -90,25 +108,47 @@ def chunk_rows(chunker: Chunker, document: dict[str, Any]) -> list[dict[str, Any
             "tokens": chunk.tokens,
             "start": chunk.start,
             "end": chunk.end,
-            "chunk_sha256": text_sha256(chunk.text),
+            "headings": list(chunk.headings),
+            "page": chunk.page,
+            "metadata": {"format": document["format"], **document["metadata"]},
+            "chunk_sha256": text_sha256(chunk.embedded),
+            "embedded": chunk.embedded,
         }
-        for chunk in chunker.chunks(document["text"])
+        for chunk in chunker.chunks(document["text"], sections, document["format"])
     ]
 
 
-def apply_rules(rows: list[dict[str, Any]], token_limit: int) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Return the chunks that keep every rule of expectations/chunks.json, and why the others do not."""
-    report = validate("chunks", [{**row, "token_limit": token_limit} for row in rows])
+def apply_rules(
+    rows: list[dict[str, Any]], token_limit: int, similarity: float
+) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Return the chunks that keep every rule of expectations/chunks.json and repeat none of their document; why the others do not."""
+    report = validate(SUITE, [{**row, "token_limit": token_limit} for row in rows])
+    broken = [dict(found) for found in report.rows]
+    for position, earlier in _repeated(rows, similarity).items():
+        broken[position][REPEATED] = (
+            f"expected a chunk that its document says once, found that of {rows[earlier]['document_uri']}#{rows[earlier]['ordinal']}"
+        )
     rejected = [
         rejection
-        for position in report.bad
-        for rejection in quarantine.rejections(
-            f"{rows[position]['document_uri']}#{rows[position]['ordinal']}",
-            rows[position]["text"],
-            report.rows[position],
-        )
+        for row, found in zip(rows, broken, strict=True)
+        for rejection in quarantine.rejections(f"{row['document_uri']}#{row['ordinal']}", row["text"], found)
     ]
-    return [rows[position] for position in report.good], rejected
+    return [row for row, found in zip(rows, broken, strict=True) if not found], rejected
 
 
-STAGE = Stage("index_documents", Options, run, needs=("list_documents", "validate_documents"))
+def _repeated(rows: list[dict[str, Any]], similarity: float) -> dict[int, int]:
+    """Return the position of each chunk that repeats an earlier one of its document, and that one's position."""
+    found: dict[int, int] = {}
+    by_document: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        by_document.setdefault(row["document_uri"], []).append(position)
+    for positions in by_document.values():
+        if len(positions) > 1:
+            repeats = repeated_chunks([rows[position]["embedded"] for position in positions], similarity)
+            found |= {positions[one]: positions[earlier] for one, earlier in repeats.items()}
+    return found
+
+
+STAGE = Stage(
+    "index_documents", Options, run, needs=("list_documents", "validate_documents"), settings=corpora.of_listing
+)

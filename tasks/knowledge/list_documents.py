@@ -1,22 +1,25 @@
-"""Stage `list_documents`: compare what a corpus holds with what the current index version holds.
+"""Stage `list_documents`: compare what a corpus lists with what is known of its documents.
 
-Reads the corpus's listing, the tables `documents`, `index_versions` and `quarantine`, and the golden
-questions' documents. Writes `plan`: one row a document, with its change. Fails with `CorpusError` when
-the corpus cannot be read or holds nothing, with `DataError` when a golden question can have no answer;
-is refused when too large a share of the documents would vanish.
+Reads the source's listing (no document's bytes), the tables `documents`, `erasures`, `index_versions`, and the golden
+questions. Writes `plan`, one row a document with its change (`tasks.knowledge.reconciliation`), and `read-NNNN`, the
+documents that part NNNN of `read_documents` reads. Fails with `CorpusError` when the source cannot be read or lists
+nothing, with `DataError` when a golden question can have no answer; is refused when more documents are gone than a
+sync may remove, even if each new one were a moved one.
 """
 
 import logging
+import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from tasks.contracts import digest
+from tasks.contracts import Artifact
 from tasks.database import Connection, connect
 from tasks.errors import CorpusError
-from tasks.knowledge import index_tables
-from tasks.knowledge.embedder import embedder_dimensions
+from tasks.knowledge import corpora, index_tables, reconciliation
+from tasks.knowledge.embedders import dimensions
 from tasks.knowledge.pipeline import pipeline
 from tasks.knowledge.retrieval import load_questions, require_known
-from tasks.knowledge.sources import Item, open_source
+from tasks.knowledge.sources import open_source
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 
 log = logging.getLogger(__name__)
@@ -25,98 +28,115 @@ log = logging.getLogger(__name__)
 class Options(StageOptions):
     """What to compare."""
 
-    corpus: str = from_setting("corpus", "Documents: pydoc:topics, a folder, or s3://bucket/prefix")
+    corpus: str = from_setting("corpus", "A corpus of corpora.yaml; or another place to read `default` from")
     golden_questions: str = from_setting("golden_questions", "Golden questions (.jsonl)")
     max_removal_share: float = from_setting("max_removal_share", "Share of the documents one sync may remove")
+    shard_documents: int = from_setting("shard_documents", "Documents in one part")
+    max_shards: int = from_setting("max_shards", "Most parts of one sync")
     confirm_removal: Literal["no", "yes"] = "no"
 
 
 def run(context: StageContext, options: Options) -> StageResult:
-    """Plan a sync: which documents were added, changed, deleted, and which stay as they are."""
-    items = list(open_source(options.corpus, context.storage).list())
-    if not items:
-        raise CorpusError(
-            f"expected documents in {options.corpus}, found none (.txt, .md and .rst files are documents). "
-            "Next: correct MILLRACE_CORPUS, or add documents."
-        )
-    require_known(
-        load_questions(options.golden_questions, context.storage), {i.uri for i in items}, options.golden_questions
+    """Plan a sync: which documents are to be read, which are gone, and which stay as they are."""
+    name, source = (
+        corpora.name_of(context.settings, options.corpus),
+        corpora.source_of(context.settings, options.corpus),
     )
     made_with = pipeline(context.settings)
-    corpus_sha256 = digest([[item.uri, item.sha256] for item in items])
+    questions = load_questions(options.golden_questions, context.storage)
     with connect() as connection:
-        base = index_tables.current(connection)
-        known = _known(connection) if base else {}
-        rejected = _rejected(connection, base.run) if base else set()
-    same_pipeline = base is not None and base.fingerprint == made_with.fingerprint
-    noop = same_pipeline and base is not None and (base.corpus, base.corpus_sha256) == (options.corpus, corpus_sha256)
-    rows = plan(items, known, rejected, same_pipeline=same_pipeline)
-    counts = {
-        kind: sum(row["change"] == kind for row in rows)
-        for kind in ("added", "changed", "unchanged", "deleted", "rejected")
-    }
-    share = counts["deleted"] / max(1, len(known))
-    refused = share > options.max_removal_share and options.confirm_removal == "no"
+        place = open_source(source, context.storage)
+        listing = reconciliation.load_listing(connection, place.list())
+        if not listing.documents:
+            raise CorpusError(
+                f"expected documents in {source}, found none. Next: correct MILLRACE_CORPUS, or add some."
+            )
+        require_known(questions, _listed(connection, questions), options.golden_questions)
+        base = index_tables.current(connection, name)
+        fingerprint = made_with.fingerprint
+        same_pipeline = base is not None and base.fingerprint == fingerprint
+        counts = reconciliation.compare(connection, name, fingerprint if same_pipeline else None)
+        indexed = reconciliation.indexed_documents(connection, name)
+        to_read = counts["new"] + counts["changed"]
+        parts = min(options.max_shards, math.ceil(to_read / options.shard_documents))
+        outputs = _write(context, connection, parts)
+        _warn_of_others(connection, name, context.run)
+    lost = max(0, counts["gone"] - counts["new"]) / max(1, indexed)
+    refused = lost > options.max_removal_share and options.confirm_removal == "no"
     return StageResult(
-        outputs={"plan": context.storage.put_rows(f"{context.folder}/plan.jsonl", rows)},
-        counts={"documents": len(items), **counts},
-        metrics={"removal_share": share},
+        outputs=outputs,
+        counts={"documents": listing.documents, "indexed": indexed, "to_read": to_read, **counts, **_ignored(place)},
+        metrics={"removal_share": lost},
         facts={
-            "corpus": options.corpus,
-            "corpus_sha256": corpus_sha256,
+            "corpus": name,
+            "source": source,
+            "corpus_sha256": listing.sha256,
             "golden_questions": options.golden_questions,
-            "fingerprint": made_with.fingerprint,
+            "fingerprint": fingerprint,
             "embedder": made_with.embedder,
-            "dimensions": embedder_dimensions(context.settings),
+            "dimensions": dimensions(context.settings),
+            "vector_type": context.settings.vector_type,
+            "text_search": context.settings.text_search,
             "same_pipeline": same_pipeline,
             "base_version": base.version if base else None,
-            "noop": noop,
+            "parts": [f"{number:04d}" for number in range(parts)],
         },
         status="refused" if refused else "complete",
-        reason=(
-            f"expected at most {options.max_removal_share:.0%} of {len(known)} documents to be removed, found "
-            f"{counts['deleted']} ({share:.0%}) gone from {options.corpus}. "
-            "Next: check the corpus; to go on, start again with confirm_removal=yes."
-            if refused
-            else None
-        ),
+        reason=removal_reason(counts["gone"], indexed, options.max_removal_share, source) if refused else None,
     )
 
 
-def plan(
-    items: list[Item], known: dict[str, dict[str, Any]], rejected: set[str], *, same_pipeline: bool
-) -> list[dict[str, Any]]:
-    """Return one row a document: the listed ones in their order, then those that are gone.
-
-    A document that the current version's run rejected is looked at again in every sync that is not a noop: what it
-    was rejected for (another document with the same text, say) may have changed.
-    """
-    rows: list[dict[str, Any]] = []
-    for item in items:
-        before = known.get(item.uri)
-        if before is None:
-            change = "rejected" if item.uri in rejected else "added"
-        else:
-            change = "unchanged" if same_pipeline and before["source_sha256"] == item.sha256 else "changed"
-        rows.append({"uri": item.uri, "change": change, "source_sha256": item.sha256, "bytes": item.bytes})
-    listed = {item.uri for item in items}
-    rows += [
-        {"uri": uri, "change": "deleted", "source_sha256": row["source_sha256"], "bytes": row["bytes"]}
-        for uri, row in sorted(known.items())
-        if uri not in listed
-    ]
-    return rows
+def removal_reason(removed: int, indexed: int, allowed: float, source: str) -> str:
+    """Return the words of a refused removal."""
+    return (
+        f"expected at most {allowed:.0%} of {indexed} documents to be removed, found {removed} ({removed / max(1, indexed):.0%}) "
+        f"gone from {source}. Next: check the corpus; to go on, start again with confirm_removal=yes."
+    )
 
 
-def _known(connection: Connection) -> dict[str, dict[str, Any]]:
-    return {
-        row["uri"]: row for row in connection.execute("SELECT uri, source_sha256, text_sha256, bytes FROM documents")
+def _listed(connection: Connection, questions: Any) -> set[str]:
+    """Return those documents of the golden questions that the source lists."""
+    wanted = sorted({uri for question in questions for uri in question.documents})
+    return {row["uri"] for row in connection.execute("SELECT uri FROM listing WHERE uri = ANY(%s)", (wanted,))}
+
+
+def _write(context: StageContext, connection: Connection, parts: int) -> dict[str, Artifact]:
+    """Write the plan, and the documents that each part reads."""
+    reconciliation.share_out(connection, max(1, parts))
+    outputs = {
+        "plan": context.storage.put_rows(
+            f"{context.folder}/plan.jsonl",
+            reconciliation.stream(
+                connection, "SELECT uri, change, stamp, bytes, content_sha256 FROM plan ORDER BY uri"
+            ),
+        )
     }
+    for number in range(parts):
+        rows: Iterator[dict[str, Any]] = reconciliation.stream(
+            connection,
+            "SELECT uri, stamp, bytes, known_sha256, body_uri FROM plan WHERE part = %s ORDER BY uri",
+            (number,),
+        )
+        outputs[f"read-{number:04d}"] = context.storage.put_rows(f"{context.folder}/read-{number:04d}.jsonl", rows)
+    return outputs
 
 
-def _rejected(connection: Connection, run: str) -> set[str]:
-    query = "SELECT DISTINCT item FROM quarantine WHERE kind = 'document' AND run = %s"
-    return {row["item"] for row in connection.execute(query, (run,))}
+def _warn_of_others(connection: Connection, corpus: str, run: str) -> None:
+    """Tell of another run that builds a version of this corpus: whichever switches last is refused."""
+    for row in connection.execute(
+        "SELECT run, version FROM index_versions WHERE corpus = %s AND status IN ('building', 'checked') AND run <> %s "
+        "AND created_at > now() - interval '8 hours' ORDER BY version",
+        (corpus, run),
+    ):
+        log.warning(
+            "%s builds index version=%d of this corpus too: the one that switches last is refused", *row.values()
+        )
 
 
-STAGE = Stage("list_documents", Options, run)
+def _ignored(place: Any) -> dict[str, int]:
+    """Return how many files of the source were passed over for their kind."""
+    ignored = getattr(place, "ignored", None)
+    return {"ignored": sum(ignored.values())} if ignored else {}
+
+
+STAGE = Stage("list_documents", Options, run, settings=corpora.of_option)

@@ -1,4 +1,4 @@
-"""What an index version is made with: extractor, rules, screening policy, chunker and its options, embedder.
+"""What an index version is made with: extractors, rules, screening policy, chunker and its options, embedder, kind of index.
 
 Reads settings, the suites of expectations, the screening policy and the embedder's weights (their digest). Writes nothing.
 Two versions with equal fingerprints hold equal chunks for equal documents, so that an unchanged document
@@ -9,9 +9,9 @@ serves chunks whose text and embedder are the same).
 from dataclasses import asdict, dataclass
 
 from tasks.contracts import digest
-from tasks.knowledge.chunking import CHUNKER
-from tasks.knowledge.embedder import embedder_name
-from tasks.knowledge.extraction import EXTRACTOR
+from tasks.knowledge import chunking
+from tasks.knowledge.embedders import identity
+from tasks.knowledge.extraction import extractor
 from tasks.screening import load_policy
 from tasks.settings import Settings
 from tasks.validation import load_suite
@@ -24,10 +24,13 @@ class Pipeline:
     extractor: str
     document_rules: str
     screening: str
+    models: tuple[str | None, ...]
+    near_duplicate_similarity: float
     chunker: str
-    chunk_tokens: int
     chunk_rules: str
     embedder: str
+    vector_type: str
+    text_search: str
 
     @property
     def fingerprint(self) -> str:
@@ -38,11 +41,14 @@ class Pipeline:
 def pipeline(settings: Settings) -> Pipeline:
     """Return the pipeline that the settings ask for."""
     return Pipeline(
-        extractor=EXTRACTOR,
+        extractor=extractor(),
         document_rules=digest(load_suite("documents")["expectations"]),
-        screening=load_policy().fingerprint,
-        chunker=CHUNKER,
-        chunk_tokens=settings.chunk_tokens,
+        screening=load_policy(settings=settings).fingerprint,
+        models=(settings.names_model, settings.toxicity_model),
+        near_duplicate_similarity=settings.near_duplicate_similarity,
+        chunker=chunking.fingerprint(settings.chunker, settings.chunk_tokens, settings.chunk_overlap),
         chunk_rules=digest(load_suite("chunks")["expectations"]),
-        embedder=embedder_name(settings),
+        embedder=identity(settings),
+        vector_type=settings.vector_type,
+        text_search=settings.text_search,
     )

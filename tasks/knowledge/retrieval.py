@@ -1,28 +1,32 @@
 """Golden questions, and how well a ranking answers them.
 
-Reads a file of golden questions (JSON lines: `id`, `question`, `documents`). Writes nothing. Relevance is
-binary and by document: hits are reduced to their documents, each at its best place, before anything is
-counted. Fails with `DataError` when the file is missing or malformed.
+Reads a file of golden questions (JSON lines: `id`, `question`, `documents`, and `relevance` where some answer better
+than others). Writes nothing. Relevance is by document: hits are reduced to their documents, each at its best place,
+before anything is counted; recall and MRR take every named document alike, nDCG takes its grade. Fails with
+`DataError` when the file is missing or malformed.
 """
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.errors import DataError
 from tasks.settings import repository_path
 from tasks.storage import Storage
 
+MOST_GRADE = 3
+
 
 @dataclass(frozen=True)
 class GoldenQuestion:
-    """A question, and the documents that answer it."""
+    """A question, the documents that answer it, and how well those of them do that are graded (1 where not)."""
 
     id: str
     question: str
     documents: frozenset[str]
+    relevance: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 def load_questions(place: str, storage: Storage) -> list[GoldenQuestion]:
@@ -48,19 +52,47 @@ def load_questions(place: str, storage: Storage) -> list[GoldenQuestion]:
 def _question(place: str, number: int, line: bytes) -> GoldenQuestion:
     try:
         row = json.loads(line)
-        identity, question, documents = row["id"], row["question"], row["documents"]
-        good = isinstance(identity, str) and isinstance(question, str) and question.strip() != ""
-        good = (
-            good and isinstance(documents, list) and len(documents) > 0 and all(isinstance(d, str) for d in documents)
+        found = GoldenQuestion(
+            row["id"], row["question"], frozenset(_strings(row["documents"])), dict(row.get("relevance") or {})
         )
-    except (ValueError, KeyError, TypeError):
+        good = isinstance(found.id, str) and isinstance(found.question, str) and found.question.strip() != ""
+        good = good and set(found.relevance) <= found.documents
+        good = good and all(type(grade) is int and 1 <= grade <= MOST_GRADE for grade in found.relevance.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
         raise DataError(
-            f'expected {{"id", "question", "documents": [URI, ...]}} in line {number} of {place}, '
-            f"found {line[:120]!r}. Next: correct that line."
+            f'expected {{"id", "question", "documents": [URI, ...]}} and at most "relevance": {{URI: 1 to {MOST_GRADE}}} of '
+            f"those documents in line {number} of {place}, found {line[:120]!r}. Next: correct that line."
         )
-    return GoldenQuestion(identity, question, frozenset(documents))
+    return found
+
+
+def _strings(value: object) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError("expected a list of texts")
+    return value
+
+
+def repeated(questions: Iterable[GoldenQuestion]) -> list[str]:
+    """Return a sentence for each question that is asked again in other letters: it counts twice in every mean."""
+    first: dict[str, str] = {}
+    found = []
+    for question in questions:
+        words = " ".join(question.question.casefold().split())
+        before = first.setdefault(words, question.id)
+        if before != question.id:
+            found.append(f"golden question {question.id} asks the same as {before}")
+    return found
+
+
+def graded(question: GoldenQuestion, same_as: Mapping[str, str]) -> dict[str, int]:
+    """Return the grades of a question's documents, a copy's as those of the document that stands for it."""
+    grades: dict[str, int] = {}
+    for uri in sorted(question.documents):
+        stands = same_as.get(uri, uri)
+        grades[stands] = max(grades.get(stands, 0), question.relevance.get(uri, 1))
+    return grades
 
 
 def ranked_documents(hits: Iterable[str]) -> list[str]:
@@ -73,11 +105,18 @@ def recall_at(ranking: Sequence[str], relevant: Collection[str], k: int) -> floa
     return len(set(ranking[:k]) & set(relevant)) / min(len(relevant), k)
 
 
-def ndcg_at(ranking: Sequence[str], relevant: Collection[str], k: int) -> float:
-    """Return the discounted gain of the first `k` places, as a share of the best there could be."""
-    gain = sum(1 / math.log2(place + 2) for place, document in enumerate(ranking[:k]) if document in relevant)
-    best = sum(1 / math.log2(place + 2) for place in range(min(len(relevant), k)))
-    return gain / best
+def ndcg_at(ranking: Sequence[str], relevant: Collection[str] | Mapping[str, int], k: int) -> float:
+    """Return the discounted gain of the first `k` places, as a share of the best there could be.
+
+    A document gains 2 ** grade - 1 (1 where it has no grade), divided by log2 of its place + 1 (Burges et al., ICML 2005).
+    """
+    grades = dict(relevant) if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1)
+
+    def discounted(found: Iterable[int]) -> float:
+        return sum((math.pow(2, grade) - 1) / math.log2(place + 2) for place, grade in enumerate(found))
+
+    best = discounted(sorted(grades.values(), reverse=True)[:k])
+    return discounted(grades.get(document, 0) for document in ranking[:k]) / best
 
 
 def reciprocal_rank(ranking: Sequence[str], relevant: Collection[str]) -> float:
@@ -95,12 +134,25 @@ def found_as_near(found: Sequence[float], exact: Sequence[float]) -> float:
     return sum(score >= min(exact) - 1e-6 for score in found[: len(exact)]) / len(exact)
 
 
-def require_known(questions: Iterable[GoldenQuestion], uris: Collection[str], place: str) -> None:
-    """Refuse golden questions none of whose documents are in the corpus. Raises DataError."""
-    lost = [question for question in questions if not question.documents & set(uris)]
+def require_known(
+    questions: Iterable[GoldenQuestion], known: Container[str] | Callable[[str], bool], place: str
+) -> list[str]:
+    """Refuse golden questions none of whose documents are in the corpus. Raises DataError.
+
+    `known` holds the URIs of the corpus, or tells of one whether it is there (so that nobody needs to hold a million).
+    Returns a sentence for each document that is missing while others of its question are there.
+    """
+    there = known if callable(known) else known.__contains__
+    lost, missing = [], []
+    for question in questions:
+        absent = sorted(uri for uri in question.documents if not there(uri))
+        if len(absent) == len(question.documents):
+            lost.append(f"{question.id} ({', '.join(absent)})")
+        else:
+            missing += [f"golden question {question.id} names {uri}, which is not in the corpus" for uri in absent]
     if lost:
-        first = ", ".join(f"{question.id} ({', '.join(sorted(question.documents))})" for question in lost[:3])
         raise DataError(
             f"expected each golden question of {place} to name a document of the corpus, found {len(lost)} that do not: "
-            f"{first}. Next: correct the questions, or set MILLRACE_GOLDEN_QUESTIONS to a file about this corpus."
+            f"{', '.join(lost[:3])}. Next: correct the questions, or set MILLRACE_GOLDEN_QUESTIONS to a file about this corpus."
         )
+    return missing

@@ -1,201 +1,163 @@
-"""Stage `validate_documents`: read the documents that a sync must index, and keep back the bad ones.
+"""Stage `validate_documents`: judge what the parts have read as a whole: copies, rejects, removals.
 
-Reads the plan of `list_documents`, those documents from the corpus, the table `documents`, the suite and the
-screening policy. Writes the good ones as `documents-NNNN` (parts for `index_documents`, balanced by bytes),
-screened; the bad ones as `quarantine` and as rows of the table of that name, with the rule and the reason; and
-`redactions`, how often each rule of the policy masked something in which document. Fails with `CorpusError`
-when a document cannot be read; is refused when too large a share is bad, or nothing good is left.
+Reads the parts of `read_documents` and the table `documents`. Marks exact and near copies (of documents that stay, and
+among the new ones: the first URI stays), and writes every rejection of the run to the table `quarantine`. Writes
+`copies` and `quarantine`; says which parts have documents to index, and whether the sync is a noop. Fails with
+`ManifestError` when a part is missing; is refused when too large a share was rejected, when more documents would leave
+the index than a sync may remove, or when nothing good is left.
 """
 
-import math
-from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from tasks.contracts import Artifact
-from tasks.database import connect
-from tasks.knowledge import quarantine
-from tasks.knowledge.cache import text_sha256
-from tasks.knowledge.extraction import extract, title_of
+from tasks.contracts import Manifest
+from tasks.database import Connection, connect
+from tasks.knowledge import corpora, documents, quarantine
+from tasks.knowledge.copies import Row, copies
+from tasks.knowledge.list_documents import removal_reason
 from tasks.knowledge.quarantine import Rejection
-from tasks.knowledge.sources import open_source
-from tasks.screening import Outcome, load_policy, screen_all
+from tasks.knowledge.reconciliation import load_rows, stream
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
-from tasks.validation import validate
 
-DUPLICATE = "text_is_new"
-_COLUMNS = ("uri", "title", "text", "source_sha256", "text_sha256", "bytes")
+SAME, ALIKE = "text_is_new", "text_is_not_alike"
 
 
 class Options(StageOptions):
-    """How bad a corpus may be, and how its work is shared out."""
+    """How bad a corpus may be, and how much of it may vanish."""
 
     max_quarantine_share: float = from_setting("max_quarantine_share", "Rejected share that fails a run")
-    shard_documents: int = from_setting("shard_documents", "Documents in one part")
-    max_shards: int = from_setting("max_shards", "Most parts of one sync")
+    max_removal_share: float = from_setting("max_removal_share", "Share of the documents one sync may remove")
+    near_duplicate_similarity: float = from_setting("near_duplicate_similarity", "From where on documents are copies")
+    confirm_removal: Literal["no", "yes"] = "no"
 
 
 def run(context: StageContext, options: Options) -> StageResult:
-    """Read and check the documents to index; quarantine the bad ones."""
-    listed = context.inputs["list_documents"]
-    planned = list(context.storage.get_rows(context.input("list_documents", "plan")))
-    unchanged = {row["uri"] for row in planned if row["change"] == "unchanged"}
-    noop = listed.facts["noop"]
-    rows = read(context, [row for row in planned if row["change"] in ("added", "changed", "rejected")])
-    rows, rejected, screened = apply_policy(rows)
-    if noop:  # only the rejected ones were read again: to know which document a copy stands for
-        _rows, _rejections, same_as = without_duplicates(rows, _texts_of(unchanged))
-        rows, rejected = [], []
-    else:
-        rows, broken = apply_rules(rows)
-        rows, duplicates, same_as = without_duplicates(rows, _texts_of(unchanged))
-        rejected += broken + duplicates
+    """Judge the documents of a sync as a whole."""
+    listed, parts = context.inputs["list_documents"], documents.manifests(context)
+    corpus = listed.facts["corpus"]
     with connect(vectors=False) as connection:
-        quarantine.record(connection, "document", context.run, rejected)
-    bad = {rejection.item for rejection in rejected}
-    share = len(bad) / listed.counts["documents"]
-    empty = not rows and not unchanged and not noop
-    parts = write_parts(context, rows, options)
+        documents.load(context, connection, parts)
+        outputs = {
+            "copies": context.storage.put_rows(
+                f"{context.folder}/copies.jsonl",
+                _copies(context, connection, parts, corpus, options.near_duplicate_similarity),
+            )
+        }
+        load_rows(
+            connection,
+            "copies",
+            {"uri": 'text COLLATE "C"', "rule": "text", "same_as": "text"},
+            context.storage.get_rows(outputs["copies"]),
+        )
+        documents.refuse_copies(connection)
+        told = list(_rejections(context, connection, parts))
+        quarantine.record(connection, "document", context.run, told, corpus)
+        counts = _counts(connection, corpus)
+        by_rule = _by_rule(told)
+        index_parts = [
+            row["part"] for row in connection.execute("SELECT DISTINCT part FROM fresh WHERE kept ORDER BY part")
+        ]
+    outputs["quarantine"] = context.storage.put_rows(f"{context.folder}/quarantine.jsonl", map(vars, told))
+    noop = listed.facts["same_pipeline"] and not index_parts and counts["removed"] == 0
+    share = (counts["quarantined"] + counts["still_rejected"]) / listed.counts["documents"]
+    reason = _reason(options, listed, counts, share, told)
     return StageResult(
-        outputs={
-            "quarantine": context.storage.put_rows(
-                f"{context.folder}/quarantine.jsonl", [vars(rejection) for rejection in rejected]
-            ),
-            "duplicates": context.storage.put_rows(
-                f"{context.folder}/duplicates.jsonl",
-                [{"uri": uri, "same_as": kept} for uri, kept in sorted(same_as.items())],
-            ),
-            "redactions": context.storage.put_rows(
-                f"{context.folder}/redactions.jsonl",
-                [{"uri": uri, "redacted": found} for uri, found in sorted(screened.redactions.items())],
-            ),
-            **parts,
-        },
-        counts={
-            "valid": len(rows),
-            "quarantined": len(bad),
-            "redacted": 0 if noop else sum(screened.redacted_by_rule.values()),
-        },
-        metrics={"quarantine_share": share},
+        outputs=outputs,
+        counts={**counts, "redacted": sum(part.counts["redacted"] for part in parts)},
+        metrics={"quarantine_share": share, "removal_share": counts["removed"] / max(1, listed.counts["indexed"])},
         facts={
-            "parts": [name.removeprefix("documents-") for name in parts],
-            "quarantined_by_rule": dict(sorted(Counter(rejection.rule for rejection in rejected).items())),
-            "redacted_by_rule": {} if noop else screened.redacted_by_rule,
+            "parts": index_parts,
+            "noop": noop,
+            "quarantined_by_rule": by_rule,
+            "redacted_by_rule": _redacted(parts),
         },
-        status="refused" if empty or share > options.max_quarantine_share else "complete",
-        reason=_reason(share, options.max_quarantine_share, rejected, empty=empty),
+        status="refused" if reason else "complete",
+        reason=reason,
     )
 
 
-def _reason(share: float, allowed: float, rejected: list[Rejection], *, empty: bool) -> str | None:
-    if not empty and share <= allowed:
-        return None
-    first = "; ".join(f"{rejection.item}: {rejection.reason}" for rejection in rejected[:3])
-    return (
-        f"expected at most {allowed:.0%} of the documents to break a rule and some to be good, found {share:.0%} broken "
-        f"({first[:600]}). Next: see the table quarantine; correct the documents, or MILLRACE_MAX_QUARANTINE_SHARE."
+def _copies(
+    context: StageContext, connection: Connection, parts: list[Manifest], corpus: str, threshold: float
+) -> Iterator[dict[str, Any]]:
+    """Yield each new document whose text another has, but for those that a person accepted."""
+    accepted = {sha256 for sha256, rules in quarantine.accepted(connection, corpus).items() if rules & {SAME, ALIKE}}
+    new = (
+        Row(row["uri"], row["text_sha256"], bytes.fromhex(row["signature"]), row["bands"])
+        for part in parts
+        for row in context.storage.get_rows(part.outputs["documents"])
+        if row["content_sha256"] not in accepted
     )
+    for copy in copies(connection, corpus, new, threshold):
+        rule = SAME if copy.exact else ALIKE
+        yield {"uri": copy.uri, "rule": rule, "same_as": copy.same_as, "similarity": round(copy.similarity, 3)}
 
 
-def read(context: StageContext, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the planned documents say, in the plan's order. Raises CorpusError."""
-    source = open_source(context.inputs["list_documents"].facts["corpus"], context.storage)
-    rows = []
-    for done, row in enumerate(planned, start=1):
-        found = extract(row["uri"], source.read(row["uri"]))
-        context.progress(done, len(planned), "documents")
-        rows.append(
-            {
-                "uri": row["uri"],
-                "title": found.title,
-                "text": found.text,
-                "source_sha256": row["source_sha256"],
-                "text_sha256": text_sha256(found.text),
-                "bytes": row["bytes"],
-                "invalid_bytes": found.invalid_bytes,
-            }
+def _rejections(context: StageContext, connection: Connection, parts: list[Manifest]) -> Iterator[Rejection]:
+    """Yield every rejection of the run: by rules of one document, and as copies."""
+    for part in parts:
+        for row in context.storage.get_rows(part.outputs["rejected"]):
+            yield Rejection(**row)
+    for row in stream(connection, "SELECT uri, rule, same_as, content_sha256 FROM refused WHERE same_as IS NOT NULL"):
+        what = "a text that no other document has" if row["rule"] == SAME else "a text unlike that of other documents"
+        yield Rejection(
+            row["uri"], row["rule"], f"expected {what}, found that of {row['same_as']}", "", row["content_sha256"]
         )
-    return rows
 
 
-def apply_policy(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejection], Outcome]:
-    """Return the rows that the screening policy lets pass, redacted; the rejections of the others; what was found.
-
-    It comes before the other rules, so that no reason or excerpt of theirs repeats a secret.
-    """
-    outcome = screen_all(((row["uri"], [row["text"]]) for row in rows), load_policy())
-    kept = []
-    for row in rows:
-        if row["uri"] in outcome.redactions:
-            (text,) = outcome.texts[row["uri"]]
-            row = row | {"text": text, "title": title_of(row["uri"], text), "text_sha256": text_sha256(text)}
-        if row["uri"] in outcome.texts:
-            kept.append(row)
-    rejected = [
-        rejection
-        for uri, broken in outcome.blocked.items()
-        for rejection in quarantine.rejections(uri, outcome.masked[uri], broken)
-    ]
-    return kept, rejected, outcome
-
-
-def apply_rules(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Return the rows that keep every rule of expectations/documents.json, and why the others do not."""
-    report = validate("documents", rows)
-    rejected = [
-        rejection
-        for position in report.bad
-        for rejection in quarantine.rejections(rows[position]["uri"], rows[position]["text"], report.rows[position])
-    ]
-    return [rows[position] for position in report.good], rejected
+def _counts(connection: Connection, corpus: str) -> dict[str, int]:
+    """Return how many documents are new, changed, moved, unchanged, gone and rejected, now that they were read."""
+    row = connection.execute(
+        """
+        WITH gone AS (SELECT p.uri, EXISTS (SELECT FROM fresh f WHERE f.kept AND f.content_sha256 = p.content_sha256) AS moved
+                      FROM plan p WHERE p.change = 'gone'),
+             lost AS (SELECT count(*) AS n FROM refused r JOIN documents d ON d.corpus = %(corpus)s AND d.uri = r.uri
+                      AND d.status = 'indexed'),
+             was AS (SELECT f.uri, d.uri IS NOT NULL AS known FROM fresh f LEFT JOIN documents d
+                     ON d.corpus = %(corpus)s AND d.uri = f.uri AND d.status = 'indexed' WHERE f.kept)
+        SELECT (SELECT count(*) FROM gone WHERE moved) AS moved,
+               (SELECT count(*) FROM gone WHERE NOT moved) AS deleted,
+               (SELECT n FROM lost) AS lost,
+               (SELECT count(*) FROM was WHERE known) AS changed,
+               (SELECT count(*) FROM was WHERE NOT known) AS added,
+               (SELECT count(*) FROM staying) AS unchanged,
+               (SELECT count(*) FROM refused) AS quarantined,
+               (SELECT count(*) FROM plan WHERE change = 'rejected') AS still_rejected
+        """,
+        {"corpus": corpus},
+    ).fetchone()
+    assert row is not None
+    counts = {name: int(value) for name, value in row.items()}
+    counts["added"] = max(0, counts["added"] - counts["moved"])
+    # What leaves the index: deleted documents, and those that are rejected now.
+    counts["removed"] = counts["deleted"] + counts.pop("lost")
+    return counts | {"valid": counts["added"] + counts["moved"] + counts["changed"]}
 
 
-def without_duplicates(
-    rows: list[dict[str, Any]], indexed: dict[str, str]
-) -> tuple[list[dict[str, Any]], list[Rejection], dict[str, str]]:
-    """Return the rows whose text is new, the rejections of the others, and which document each other one repeats.
-
-    `indexed` holds the texts (by SHA-256) of documents that stay as they are; of new documents the first stays.
-    """
-    first = dict(indexed)
-    kept: list[dict[str, Any]] = []
-    rejected: list[Rejection] = []
-    same_as: dict[str, str] = {}
-    for row in rows:
-        before = first.setdefault(row["text_sha256"], row["uri"])
-        if before == row["uri"]:
-            kept.append(row)
-            continue
-        same_as[row["uri"]] = before
-        broken = {DUPLICATE: f"expected a text that no other document has, found that of {before}"}
-        rejected += quarantine.rejections(row["uri"], row["text"], broken)
-    return kept, rejected, same_as
+def _by_rule(told: list[Rejection]) -> dict[str, int]:
+    rules = sorted({rejection.rule for rejection in told})
+    return {rule: len({r.item for r in told if r.rule == rule}) for rule in rules}
 
 
-def _texts_of(uris: set[str]) -> dict[str, str]:
-    with connect(vectors=False) as connection:
-        rows = connection.execute("SELECT text_sha256, uri FROM documents WHERE uri = ANY(%s)", (sorted(uris),))
-        return {row["text_sha256"]: row["uri"] for row in rows}
+def _redacted(parts: list[Manifest]) -> dict[str, int]:
+    rules = sorted({rule for part in parts for rule in part.facts["redacted_by_rule"]})
+    return {rule: sum(part.facts["redacted_by_rule"].get(rule, 0) for part in parts) for rule in rules}
 
 
-def write_parts(context: StageContext, rows: list[dict[str, Any]], options: Options) -> dict[str, Artifact]:
-    """Write the documents in parts of about equal bytes, the largest documents first."""
-    if not rows:
-        return {}
-    parts: list[list[dict[str, Any]]] = [
-        [] for _ in range(min(options.max_shards, math.ceil(len(rows) / options.shard_documents)))
-    ]
-    load = [0] * len(parts)
-    for row in sorted(rows, key=lambda row: (-row["bytes"], row["uri"])):
-        lightest = load.index(min(load))
-        parts[lightest].append(row)
-        load[lightest] += row["bytes"]
-    return {
-        f"documents-{number:04d}": context.storage.put_rows(
-            f"{context.folder}/documents-{number:04d}.jsonl",
-            [{name: row[name] for name in _COLUMNS} for row in sorted(part, key=lambda row: str(row["uri"]))],
+def _reason(
+    options: Options, listed: Manifest, counts: dict[str, int], share: float, told: list[Rejection]
+) -> str | None:
+    """Return why the sync must not go on; None when it may."""
+    if share > options.max_quarantine_share or not counts["valid"] + counts["unchanged"]:
+        first = "; ".join(f"{rejection.item}: {rejection.reason}" for rejection in told[:3])
+        return (
+            f"expected at most {options.max_quarantine_share:.0%} of the documents to break a rule and some to be good, found "
+            f"{share:.0%} broken ({first[:600]}). Next: `python -m tasks quarantine list`; correct the documents, or "
+            "MILLRACE_MAX_QUARANTINE_SHARE."
         )
-        for number, part in enumerate(parts)
-    }
+    indexed = listed.counts["indexed"]
+    if counts["removed"] > options.max_removal_share * indexed and options.confirm_removal == "no":
+        return removal_reason(counts["removed"], indexed, options.max_removal_share, listed.facts["source"])
+    return None
 
 
-STAGE = Stage("validate_documents", Options, run, needs=("list_documents",))
+STAGE = Stage("validate_documents", Options, run, needs=("list_documents",), settings=corpora.of_listing)

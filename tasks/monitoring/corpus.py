@@ -1,14 +1,17 @@
 """Is the index behind its corpus? The listing of the corpus against table `documents`.
 
-Reads the corpus listing (no document's text), `documents` and `quarantine`; writes nothing. A document
-that the current index's own sync rejected is not missing: indexing again would reject it again. A corpus
-that cannot be read is a finding, not a failure of the drift check.
+Reads the corpus listing (no document's text) and `documents`; writes nothing. A document that a sync rejected is in
+`documents` too, and not missing: indexing again would reject it again, unless its stamp says that it changed. A row
+without a stamp was written before there were stamps: nobody knows, and the next sync looks. A corpus that cannot be
+read is a finding, not a failure of the drift check.
 """
 
 from dataclasses import dataclass
 
 from tasks.database import Connection
 from tasks.errors import CorpusError
+from tasks.knowledge import corpora
+from tasks.knowledge.erasure import erased
 from tasks.knowledge.sources import open_source
 from tasks.settings import Settings
 from tasks.storage import Storage
@@ -24,21 +27,21 @@ class Gap:
 
 
 def corpus_gap(settings: Settings, storage: Storage, connection: Connection) -> Gap:
-    """Compare the corpus with what the current index holds."""
+    """Compare what the corpus `default`, which the assistant answers from, lists with what is known of it."""
+    corpus, source = corpora.DEFAULT, corpora.source_of(settings, corpora.DEFAULT)
+    rows = connection.execute("SELECT uri, stamp FROM documents WHERE corpus = %s", (corpus,))
+    known = {row["uri"]: row["stamp"] for row in rows}
+    gone, listed, missing, changed = erased(connection, corpus), 0, 0, 0
     try:
-        listed = {item.uri: item.sha256 for item in open_source(settings.corpus, storage).list()}
+        for item in open_source(source, storage).list():
+            if item.uri in gone:
+                continue
+            stamp = known.get(item.uri)
+            listed += 1
+            missing += stamp is None
+            changed += bool(stamp) and stamp != item.stamp
     except CorpusError as error:
         return Gap(0, 0, str(error))
     if not listed:
-        return Gap(0, 0, f"expected documents in {settings.corpus}, found none")
-    rows = connection.execute("SELECT uri, source_sha256 FROM documents WHERE corpus = %s", (settings.corpus,))
-    indexed = {row["uri"]: row["source_sha256"] for row in rows}
-    rows = connection.execute(
-        "SELECT item FROM quarantine WHERE kind = 'document' "
-        "AND run = (SELECT run FROM index_versions WHERE status = 'current')"
-    )
-    rejected = {row["item"] for row in rows}
-    return Gap(
-        missing=len(listed.keys() - indexed.keys() - rejected),
-        changed=sum(indexed[uri] != sha256 for uri, sha256 in listed.items() if uri in indexed),
-    )
+        return Gap(0, 0, f"expected documents in {source}, found none")
+    return Gap(missing, changed)

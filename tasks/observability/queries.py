@@ -95,7 +95,7 @@ QUERIES: tuple[str, ...] = (
     FROM releases LEFT JOIN release_mirrors USING (release) WHERE release_mirrors.release IS NULL
     """,
     """
-    SELECT extract(epoch FROM created_at) AS millrace_index_created_timestamp_seconds,
+    SELECT corpus, extract(epoch FROM created_at) AS millrace_index_created_timestamp_seconds,
         extract(epoch FROM switched_at) AS millrace_index_switched_timestamp_seconds,
         documents AS millrace_index_documents, chunks AS millrace_index_chunks
     FROM index_versions WHERE status = 'current'

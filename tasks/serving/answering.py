@@ -22,6 +22,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from tasks.errors import DataError, MillraceError, ServiceUnavailable
+from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.metrics import Meters
@@ -29,6 +30,7 @@ from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, Question
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
 from tasks.serving.tracing import request_id
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.knowledge.search import Hit
@@ -39,7 +41,7 @@ LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that
 
 Vector = NDArray[np.float32]
 Message = dict[str, str]
-Find = Callable[[Loaded, Vector, int], "Sequence[Hit]"]
+Find = Callable[[Loaded, str, Vector, int], "Sequence[Hit]"]
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class Assistant:
 
         def work() -> "Sequence[Hit]":
             cut_before = loaded.embedder.truncated
-            vector: Vector = loaded.embedder.encode([row.question])[0]
+            vector: Vector = loaded.embedder.encode([row.question], kind="query")[0]
             row.embedding = vector
             row.question_cut = loaded.embedder.truncated > cut_before
-            return self._find(loaded, vector, k)
+            return self._find(loaded, row.question, vector, k)
 
         try:
             with self.meters.phase(row.kind, "retrieval"):
@@ -167,13 +169,26 @@ class Assistant:
             log.info("request=%s kind=%s error=%s ms=%.1f", row.id, row.kind, row.error, row.latency_ms)
 
 
-def find_in_postgres(connection: KeptConnection) -> Find:
-    """Return the lookup of `tasks.knowledge.search` over a kept connection."""
+def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
+    """Return the lookup of `tasks.knowledge.search` over a kept connection, as the corpus `default` is searched."""
+    from tasks.knowledge.measure import asking
 
-    def find(loaded: Loaded, vector: Vector, k: int) -> "Sequence[Hit]":
+    asked = asking(settings_of(settings, DEFAULT))
+
+    def find(loaded: Loaded, question: str, vector: Vector, k: int) -> "Sequence[Hit]":
         from tasks.knowledge.search import search
 
-        return connection.run(lambda opened: search(opened, loaded.release.index_version, vector, k))
+        return connection.run(
+            lambda opened: search(
+                opened,
+                loaded.release.index_version,
+                vector,
+                k,
+                text=question,
+                mode=asked.mode,
+                reranker=asked.reranker,
+            )
+        )
 
     return find
 

@@ -28,7 +28,7 @@ from tasks.settings import Settings
 from tasks.storage import Storage
 
 if TYPE_CHECKING:
-    from tasks.knowledge.embedder import Embedder
+    from tasks.knowledge.embedders import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,9 @@ class Releases:
     def _embedder(self, release: ledger.Release) -> "Embedder":
         if self._live is not None and self._live.embedder.name == release.embedder:
             return self._live.embedder
-        return load_released_embedder(self._settings, release.embedder)
+        from tasks.knowledge.embedders import load_embedder
+
+        return load_embedder(self._settings, release.embedder)
 
     def _let_go(self) -> None:
         """Drop the parts of releases that no request uses any more and the live one does not share."""
@@ -204,17 +206,6 @@ class Releases:
                 loaded.model.close()
             elif loaded.adapter is not None:
                 loaded.model.detach(loaded.adapter)
-
-
-def load_released_embedder(settings: Settings, name: str) -> "Embedder":
-    """Return the embedder whose identity is `name` (REFERENCE@DIGEST+PRECISION). Raises ModelError for other bytes."""
-    from tasks.knowledge.embedder import load_embedder
-
-    pinned = name.rpartition("+")[0]
-    if not settings.embedder.startswith(pinned):  # a hub setting holds the whole commit, an identity its beginning
-        reference = pinned if pinned.startswith("hub:") else pinned.rpartition("@")[0]
-        settings = settings.model_copy(update={"embedder": reference})
-    return load_embedder(settings, name)
 
 
 def _check_index(connection: Connection, release: ledger.Release) -> None:

@@ -76,7 +76,7 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
     connections = [KeptConnection(url) for _ in range(4)]
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
-    assistant = Assistant(releases, requests, find_in_postgres(connections[2]))
+    assistant = Assistant(releases, requests, find_in_postgres(connections[2], configured))
     feedback = FeedbackBox(connections[3], requests)
     releases.start()
     try:

@@ -10,6 +10,8 @@ from collections import Counter
 
 from tasks.database import connect
 from tasks.errors import DataError
+from tasks.knowledge import corpora
+from tasks.knowledge.erasure import erased
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 from tasks.training import examples, pairs
 from tasks.training.examples import Candidate, Message
@@ -25,7 +27,7 @@ class Options(StageOptions):
     examples: str = from_setting(
         "examples", "docstrings:stdlib, a .jsonl file or a folder of them, or s3://bucket/prefix"
     )
-    corpus: str = from_setting("corpus", "Documents: pydoc:topics, a folder, or s3://bucket/prefix")
+    corpus: str = from_setting("corpus", "A corpus of corpora.yaml, pydoc:topics, a folder, or s3://bucket/prefix")
     recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes")
     decision: str = ""
 
@@ -74,7 +76,10 @@ def gather(context: StageContext, options: Options, recipe: Recipe) -> tuple[lis
     if mix.curated:
         found += examples.read(options.examples, context.storage)
     if mix.corpus:
-        made, counts = pairs.from_corpus(options.corpus, context.storage, recipe)
+        with connect(context.settings.database_url.get_secret_value(), vectors=False) as connection:
+            gone = erased(connection, corpora.name_of(context.settings, options.corpus))
+        source = corpora.source_of(context.settings, options.corpus)
+        made, counts = pairs.from_corpus(source, context.storage, recipe, gone)
         found += made
     return found, counts
 

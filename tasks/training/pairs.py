@@ -7,19 +7,19 @@ pause. Documents come in the order of their digests, and no more are read than t
 nothing. Fails with `CorpusError` when the corpus cannot be read.
 """
 
+import hashlib
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from tasks.contracts import digest
 from tasks.knowledge import chunking
-from tasks.knowledge.cache import text_sha256
-from tasks.knowledge.extraction import MARKDOWN_HEADING, UNDERLINED_HEADING, extract
-from tasks.knowledge.sources import Source, open_source
-from tasks.knowledge.validate_documents import apply_policy, apply_rules
+from tasks.knowledge.examination import Body, examine
+from tasks.knowledge.extraction import MARKDOWN_HEADING, UNDERLINED_HEADING, Extractor
+from tasks.knowledge.sources import DocumentRefused, Item, Source, open_source
 from tasks.storage import Storage
 from tasks.training.examples import Candidate, pair, rank
 from tasks.training.overlap import nearest_earlier
@@ -27,6 +27,8 @@ from tasks.training.recipes import Recipe
 
 MAKER = "structure/1"
 _BATCH = 32  # documents that are checked at once
+_LARGEST = 50_000_000  # bytes of a document
+_LARGEST = 50_000_000  # bytes of a document
 _ANSWER = 600  # characters; whole paragraphs up to here
 _LONGEST = 1500
 _DEFINITION = re.compile(r"^(?P<title>[A-Za-z_][\w.]{2,})\([^\n]*\)[^\n]*\n(?:[ \t]*\n)?(?=[ \t]+\S)", re.MULTILINE)
@@ -60,12 +62,17 @@ class Section:
     end: int
 
 
-def from_corpus(corpus: str, storage: Storage, recipe: Recipe) -> tuple[list[Candidate], dict[str, int]]:
-    """Return the candidates of a corpus, without near copies, and counts of what was looked at. Raises CorpusError."""
+def from_corpus(
+    corpus: str, storage: Storage, recipe: Recipe, erased: Collection[str] = ()
+) -> tuple[list[Candidate], dict[str, int]]:
+    """Return the candidates of a corpus, without near copies, and counts of what was looked at. Raises CorpusError.
+
+    `erased` are documents that must not be learned from (tasks.knowledge.erasure).
+    """
     data, counts = recipe.data, Counter({"corpus_documents": 0, "corpus_documents_rejected": 0, "corpus_copies": 0})
     wanted = data.train_rows + data.validation_rows + data.held_out_rows
     found: list[Candidate] = []
-    for documents, rejected in _documents(open_source(corpus, storage)):
+    for documents, rejected in _documents(open_source(corpus, storage), erased):
         counts.update({"corpus_documents": len(documents), "corpus_documents_rejected": rejected})
         for document in documents:
             made = list(texts(document, data.max_tokens) if recipe.method == "pretrain" else pairs(document))
@@ -160,20 +167,26 @@ def _sentences(text: str) -> str:
     return kept
 
 
-def _documents(source: Source) -> Iterator[tuple[list[Document], int]]:
+def _documents(source: Source, erased: Collection[str]) -> Iterator[tuple[list[Document], int]]:
     """Yield the documents that may be learned from, a batch at a time, and how many of the batch may not."""
-    uris = iter(sorted((item.uri for item in source.list()), key=rank))
-    while batch := list(islice(uris, _BATCH)):
-        rows = []
-        for uri in batch:
-            found = extract(uri, source.read(uri))
-            rows.append({**vars(found), "uri": uri, "text_sha256": text_sha256(found.text)})
-        kept, _rejected, _outcome = apply_policy(rows)
-        kept, _rejected = apply_rules(kept)
-        yield (
-            [Document(row["uri"], row["title"], row["text"], row["text_sha256"]) for row in kept],
-            len(batch) - len(kept),
-        )
+    items = iter(sorted((item for item in source.list() if item.uri not in erased), key=lambda item: rank(item.uri)))
+    with Extractor() as extractor:
+        while batch := list(islice(items, _BATCH)):
+            bodies = [body for item in batch if (body := _fetched(source, item)) is not None]
+            rows = examine(bodies, extractor).rows
+            yield (
+                [Document(row["uri"], row["title"], row["text"], row["text_sha256"]) for row in rows],
+                len(batch) - len(rows),
+            )
+
+
+def _fetched(source: Source, item: Item) -> Body | None:
+    """Return the bytes of a document; None for one that a sync would put into quarantine."""
+    try:
+        body = source.read(item, _LARGEST)
+    except DocumentRefused:
+        return None
+    return Body(item.uri, item.stamp, hashlib.sha256(body).hexdigest(), body)
 
 
 def _provenance(document: Document, start: int, end: int) -> dict[str, str | int]:

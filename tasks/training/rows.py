@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tasks.screening import Outcome, load_policy, screen_all
+from tasks.settings import Settings
 from tasks.training.overlap import same_words
 
 Row = dict[str, Any]
@@ -50,10 +51,10 @@ def columns(row: Row, method: str) -> Row:
     }
 
 
-def screened(rows: Iterable[Row]) -> tuple[list[Row], Outcome]:
-    """Return the rows that the screening policy lets pass, redacted, and what it found."""
+def screened(rows: Iterable[Row], settings: Settings | None = None) -> tuple[list[Row], Outcome]:
+    """Return the rows that the screening policy lets pass, redacted, and what it found; `settings` name its models."""
     numbered = {str(number): row for number, row in enumerate(rows)}  # an id may stand twice, and is then rejected
-    found = screen_all(((number, _texts(row)) for number, row in numbered.items()), load_policy())
+    found = screen_all(((number, _texts(row)) for number, row in numbered.items()), load_policy(settings=settings))
     kept = [
         _with_texts(row, found.texts[number]) if number in found.redactions else row
         for number, row in numbered.items()

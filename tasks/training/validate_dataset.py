@@ -39,7 +39,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     data = recipe.data
     require_apart(rows)
     candidates = len(_side(rows, "train"))
-    rows, outcome = screened(rows)
+    rows, outcome = screened(rows, context.settings)
     rejected = broken_rows(rows, recipe.method)
     golden = [one.question for one in load_questions(context.settings.golden_questions, context.storage)]
     rejected |= overlaps([row for row in rows if row["id"] not in rejected], golden)

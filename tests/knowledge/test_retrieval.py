@@ -9,11 +9,13 @@ from tasks.errors import DataError
 from tasks.knowledge.retrieval import (
     GoldenQuestion,
     found_as_near,
+    graded,
     load_questions,
     ndcg_at,
     ranked_documents,
     recall_at,
     reciprocal_rank,
+    repeated,
     require_known,
 )
 from tasks.storage import Storage
@@ -56,7 +58,12 @@ def test_missing_file_says_what_to_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["not json", "[]", '{"id": "a", "question": "q"}', '{"id": "a", "question": " ", "documents": ["d"]}',
-     '{"id": "a", "question": "q", "documents": []}'],
+     '{"id": "a", "question": "q", "documents": []}', '{"id": 1, "question": "q", "documents": ["d"]}',
+     '{"id": "a", "question": "q", "documents": "d"}',
+     '{"id": "a", "question": "q", "documents": ["d"], "relevance": {"e": 1}}',
+     '{"id": "a", "question": "q", "documents": ["d"], "relevance": {"d": 0}}',
+     '{"id": "a", "question": "q", "documents": ["d"], "relevance": {"d": true}}',
+     '{"id": "a", "question": "q", "documents": ["d"], "relevance": ["d"]}'],
 )  # fmt: skip
 def test_malformed_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "golden.jsonl"
@@ -72,9 +79,36 @@ def test_same_id_twice_is_refused(tmp_path: Path) -> None:
         load_questions(str(path), STORAGE)
 
 
+def test_grades_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "golden.jsonl"
+    path.write_text('{"id": "g1", "question": "q", "documents": ["d", "e"], "relevance": {"e": 3}}\n')
+    (question,) = load_questions(str(path), STORAGE)
+    assert question == GoldenQuestion("g1", "q", frozenset({"d", "e"}), {"e": 3})
+    assert graded(question, {}) == {"d": 1, "e": 3}
+    assert graded(question, {"d": "f", "e": "f"}) == {"f": 3}, "two copies of one document are one answer"
+
+
+def test_grades_weigh_in_ndcg_only() -> None:
+    grades = {"a": 1, "b": 3}
+    best = 7 + 1 / math.log2(3)
+    assert ndcg_at(["a", "b"], grades, 10) == pytest.approx((1 + 7 / math.log2(3)) / best)
+    assert ndcg_at(["b", "a"], grades, 10) == 1 == ndcg_at(["b"], grades, 1)
+    assert recall_at(["a"], grades, 1) == 1 == reciprocal_rank(["a"], grades)
+
+
+def test_repeated_questions_are_told() -> None:
+    asked = [
+        GoldenQuestion(name, text, frozenset("d")) for name, text in [("a", "Why?"), ("b", " why? "), ("c", "How?")]
+    ]
+    assert repeated(asked) == ["golden question b asks the same as a"]
+
+
 def test_questions_without_any_document_of_the_corpus_are_refused() -> None:
     known = GoldenQuestion("g1", "q", frozenset({"a", "gone"}))
     lost = GoldenQuestion("g2", "q", frozenset({"gone"}))
-    require_known([known], {"a"}, "golden.jsonl")
-    with pytest.raises(DataError, match=r"g2 \(gone\)"):
-        require_known([known, lost], {"a"}, "golden.jsonl")
+    for there in ({"a"}, "a".__eq__):
+        assert require_known([known], there, "golden.jsonl") == [
+            "golden question g1 names gone, which is not in the corpus"
+        ]
+        with pytest.raises(DataError, match=r"found 1 that do not: g2 \(gone\)"):
+            require_known([known, lost], there, "golden.jsonl")

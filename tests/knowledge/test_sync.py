@@ -4,130 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 from psycopg import sql
 
-from tasks.contracts import Manifest
-from tasks.database import connect, migrate
+from tasks.database import connect
 from tasks.errors import CorpusError, DataError, ManifestError
 from tasks.knowledge import index_tables
-from tasks.knowledge.embedder import Embedder, load_embedder
+from tasks.knowledge.embedders import load_embedder
 from tasks.knowledge.search import main as search_main
 from tasks.knowledge.search import search
-from tasks.registry import load_stage
-from tasks.settings import load_settings, settings
-from tasks.stage import run_stage
+from tasks.settings import settings
 from tasks.storage import Storage
+from tests.knowledge.syncing import ANIMALS, Sync, current, document, embedded, rows_of
 
 pytestmark = pytest.mark.integration
-
-SENTENCE = "The {animal} sleeps by day and hunts {prey} by night; rule number {n} says that nobody may wake it. "
-ANIMALS = {"owl": "mice", "fox": "rabbits", "bat": "moths", "cat": "birds", "wolf": "deer", "lynx": "hares"}
-
-
-@pytest.fixture(scope="module")
-def database(new_database: Any) -> str:
-    """A database of our own in the stack's server, so that other tests' index versions do not meet ours."""
-    return str(new_database("knowledge"))
-
-
-@pytest.fixture(scope="module")
-def environment(stack: Any, database: str) -> Iterator[dict[str, str]]:
-    """The stack's environment with our database, in this process for as long as the module runs."""
-    values = {**stack.env, "MILLRACE_DATABASE_URL": database, "MILLRACE_CODE_REVISION": "test"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
-            patch.delenv(name)
-        for name, value in values.items():
-            patch.setenv(name, value)
-        settings.cache_clear()
-        yield values
-    settings.cache_clear()
-
-
-@dataclass
-class Sync:
-    """A folder of documents, golden questions about them, and runs over both."""
-
-    corpus: Path
-    golden: Path
-    environment: dict[str, str]
-    changes: dict[str, str] = field(default_factory=dict)
-
-    def write(self, name: str, text: str | bytes) -> None:
-        (self.corpus / name).write_bytes(text.encode() if isinstance(text, str) else text)
-
-    def stage(self, name: str, run: str, part: str | None = None, **options: str) -> Manifest:
-        values = {
-            **self.environment,
-            "MILLRACE_CORPUS": str(self.corpus),
-            "MILLRACE_GOLDEN_QUESTIONS": str(self.golden),
-        }
-        return run_stage(load_stage(name), load_settings(values | self.changes), self.uri(run), part, options)
-
-    def uri(self, run: str) -> str:
-        return f"s3://{self.environment['MILLRACE_S3_BUCKET']}/runs/sync_knowledge/{self.corpus.parent.name}-{run}"
-
-    def run(self, run: str) -> dict[str, Manifest]:
-        """Run all stages up to a refusal; return their manifests (parts of index_documents as index_documents-PART)."""
-        done = {"list_documents": self.stage("list_documents", run)}
-        if done["list_documents"].status == "complete":
-            done["validate_documents"] = self.stage("validate_documents", run)
-        if done.get("validate_documents") and done["validate_documents"].status == "complete":
-            for part in done["validate_documents"].facts["parts"]:
-                done[f"index_documents-{part}"] = self.stage("index_documents", run, part)
-            done["check_index"] = self.stage("check_index", run)
-            if done["check_index"].status == "complete":
-                done["switch_index"] = self.stage("switch_index", run)
-        return done
-
-
-@pytest.fixture
-def sync(tmp_path: Path, environment: dict[str, str]) -> Sync:
-    """Six good documents of several chunks, a golden question each; the database as after `migrate`."""
-    with psycopg.connect(environment["MILLRACE_DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    migrate(environment["MILLRACE_DATABASE_URL"])
-    made = Sync(tmp_path / "corpus", tmp_path / "golden.jsonl", environment)
-    made.corpus.mkdir()
-    lines = []
-    for animal, prey in ANIMALS.items():
-        made.write(f"{animal}.md", document(animal, prey))
-        lines.append({"id": animal, "question": f"What does the {animal} hunt?", "documents": [f"file:{animal}.md"]})
-    made.golden.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return made
-
-
-def document(animal: str, prey: str) -> str:
-    paragraphs = [SENTENCE.format(animal=animal, prey=prey, n=n) * 4 for n in range(8)]
-    return f"# The {animal}\n\n" + "\n\n".join(paragraphs)
-
-
-def embedded(manifests: dict[str, Manifest]) -> int:
-    return sum(m.counts["embedded"] for name, m in manifests.items() if name.startswith("index_documents"))
-
-
-def rows_of(version: int) -> list[dict[str, Any]]:
-    with connect() as connection:
-        table = index_tables.get(connection, version).table
-        query = sql.SQL("SELECT chunk_id, document_uri, ordinal, text, embedding::text FROM {} ORDER BY 2, 3").format(
-            table
-        )
-        return list(connection.execute(query))
-
-
-def current() -> int | None:
-    with connect() as connection:
-        version = index_tables.current(connection)
-    return version.version if version else None
 
 
 def test_first_sync_indexes_the_good_and_keeps_the_bad(sync: Sync) -> None:
@@ -136,18 +29,22 @@ def test_first_sync_indexes_the_good_and_keeps_the_bad(sync: Sync) -> None:
     sync.write("zeros.txt", "two\x00words")
     sync.write("empty.txt", "")
     sync.write("owl-copy.md", document("owl", "mice"))
+    sync.write("owl-again.md", document("owl", "mice") + " Indeed so.")
     done = sync.run("first")
     assert done["validate_documents"].facts["quarantined_by_rule"] == {
-        "text_has_no_nul": 1, "text_is_new": 1, "text_is_present": 1, "text_is_utf8": 1,
+        "format_is_known": 1, "text_is_not_alike": 2, "text_is_present": 1, "text_is_utf8": 1,
     }  # fmt: skip
     assert done["check_index"].metrics["recall_at_5"] == 1
-    assert done["switch_index"].facts == {"version": current(), "previous": None, "noop": False}
+    assert done["switch_index"].facts == {"version": current(), "previous": None, "noop": False, "corpus": "default"}
     with connect() as connection:
         broken = {row["item"]: row for row in connection.execute("SELECT item, rule, reason, excerpt FROM quarantine")}
-        known = {row["uri"]: row["chunks"] for row in connection.execute("SELECT uri, chunks FROM documents")}
-    assert broken["file:owl.md"]["reason"].endswith("found that of file:owl-copy.md"), "the first URI stays"
-    assert broken["file:zeros.txt"]["excerpt"] == "two\\x00words"
-    assert set(known) == {f"file:{name}.md" for name in (set(ANIMALS) - {"owl"}) | {"owl-copy"}}
+        known = {
+            row["uri"]: row["chunks"]
+            for row in connection.execute("SELECT uri, chunks FROM documents WHERE status = 'indexed'")
+        }
+    assert broken["file:owl-copy.md"]["reason"].endswith("found that of file:owl-again.md"), "the first URI stays"
+    assert broken["file:owl.md"]["reason"].endswith("found that of file:owl-again.md")
+    assert set(known) == {f"file:{name}.md" for name in (set(ANIMALS) - {"owl"}) | {"owl-again"}}
     assert all(chunks > 1 for chunks in known.values())
     rows = rows_of(done["check_index"].facts["version"])
     assert len(rows) == sum(known.values()) == done["check_index"].counts["chunks"]
@@ -159,18 +56,64 @@ def test_sync_without_changes_builds_and_embeds_nothing(sync: Sync, monkeypatch:
     sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
     first = sync.run("first")
 
-    def no_model(*_: object) -> None:
-        raise AssertionError("a model was loaded for unchanged work")
+    def no_model(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded, or a document read, for unchanged work")
 
-    monkeypatch.setattr(Embedder, "__init__", no_model)
+    monkeypatch.setattr("tasks.knowledge.cache.load_embedder", no_model)
+    monkeypatch.setattr("tasks.knowledge.sources.folder.Folder.read", no_model)
     second = sync.run("second")
-    assert second["list_documents"].facts["noop"] is True
-    assert second["validate_documents"].facts["parts"] == []
+    assert second["list_documents"].facts["parts"] == []
+    assert second["validate_documents"].facts["noop"] is True
+    assert second["validate_documents"].counts["still_rejected"] == 1
     assert embedded(second) == 0
-    assert second["switch_index"].facts == {"version": current(), "previous": current(), "noop": True}
-    assert second["check_index"].metrics == first["check_index"].metrics, "the copy still counts as its original"
+    assert second["switch_index"].facts["noop"] is True
+    assert second["switch_index"].facts["version"] == second["switch_index"].facts["previous"] == current()
+    for name in ("recall_at_5", "ndcg_at_10", "mrr"):
+        assert second["check_index"].metrics[name] == first["check_index"].metrics[name], (
+            "a copy counts as its original"
+        )
     with connect() as connection:
         assert connection.execute("SELECT count(*) AS n FROM index_versions").fetchone() == {"n": 1}
+
+
+def test_a_touched_document_is_read_and_found_to_be_the_same(sync: Sync) -> None:
+    sync.run("first")
+    os.utime(sync.corpus / "owl.md", (1, 1))
+    second = sync.run("second")
+    assert second["list_documents"].counts["changed"] == 1
+    assert second["read_documents-0000"].counts["same"] == 1
+    assert second["validate_documents"].counts["unchanged"] == len(ANIMALS)
+    assert second["switch_index"].facts["noop"] is True
+    assert sync.run("third")["list_documents"].counts["changed"] == 0, "the new stamp was kept"
+
+
+def test_a_moved_document_keeps_its_vectors_and_counts_as_neither_added_nor_deleted(sync: Sync) -> None:
+    sync.run("first")
+    (sync.corpus / "lynx.md").rename(sync.corpus / "big-cat.md")
+    sync.golden.write_text(sync.golden.read_text().replace("file:lynx.md", "file:big-cat.md"))
+    second = sync.run("second")
+    counts = second["validate_documents"].counts
+    assert (counts["moved"], counts["added"], counts["deleted"], counts["removed"]) == (1, 0, 0, 0)
+    assert embedded(second) == 0
+    assert {row["document_uri"] for row in rows_of(current() or 0)} >= {"file:big-cat.md"}
+    assert "file:lynx.md" not in {row["document_uri"] for row in rows_of(current() or 0)}
+
+
+def test_a_rejected_document_is_looked_at_again_only_when_something_changed(sync: Sync) -> None:
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    sync.write("owl-copy.md", document("owl", "mice"))
+    sync.write("empty.txt", "")
+    sync.run("first")
+    second = sync.run("second")
+    assert second["list_documents"].counts["rejected"] == 2
+    assert second["list_documents"].counts["to_read"] == 0
+    (sync.corpus / "owl-copy.md").unlink()  # it stood for owl.md, which is the only one now
+    third = sync.run("third")
+    assert third["list_documents"].counts["rejected"] == 1, "the empty one"
+    assert third["read_documents-0000"].counts["good"] == 1
+    assert "switch_index" in third, {name: m.reason for name, m in third.items()}
+    assert "file:owl.md" in {row["document_uri"] for row in rows_of(current() or 0)}
+    assert embedded(third) == 0
 
 
 def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sync: Sync) -> None:
@@ -180,7 +123,7 @@ def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sy
     (sync.corpus / "lynx.md").unlink()
     sync.golden.write_text("".join(line + "\n" for line in sync.golden.read_text().splitlines() if "lynx" not in line))
     second = sync.run("second")
-    counts = second["list_documents"].counts
+    counts = second["validate_documents"].counts
     assert (counts["changed"], counts["deleted"], counts["unchanged"]) == (1, 1, 4)
     after = rows_of(second["check_index"].facts["version"])
     new_texts = {row["text"] for row in after} - {row["text"] for row in before.values()}
@@ -192,7 +135,7 @@ def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sy
     assert second["switch_index"].facts["previous"] == first["switch_index"].facts["version"]
     assert len(rows_of(first["switch_index"].facts["version"])) == len(before), "the old version stays"
     with connect() as connection:
-        assert {row["uri"] for row in connection.execute("SELECT uri FROM documents")} == {
+        assert {row["uri"] for row in connection.execute("SELECT uri FROM documents WHERE status = 'indexed'")} == {
             f"file:{name}.md" for name in set(ANIMALS) - {"lynx"}
         }
 
@@ -238,9 +181,25 @@ def test_removal_of_many_documents_needs_a_yes(sync: Sync) -> None:
         (sync.corpus / f"{name}.md").unlink()
     sync.golden.write_text(sync.golden.read_text().splitlines()[-1] + "\n")
     refused = sync.stage("list_documents", "second")
-    assert (refused.status, refused.counts["deleted"]) == ("refused", 2)
+    assert (refused.status, refused.counts["gone"]) == ("refused", 2)
     assert "confirm_removal=yes" in str(refused.reason)
     assert sync.stage("list_documents", "second", confirm_removal="yes").status == "complete"
+    judged = sync.stage("validate_documents", "second")
+    assert judged.status == "refused", "each of the two gates wants the yes"
+    assert sync.stage("validate_documents", "second", confirm_removal="yes").counts["removed"] == 2
+
+
+def test_removal_behind_new_documents_is_seen_once_they_are_read(sync: Sync) -> None:
+    sync.run("first")
+    for name in ("owl", "fox"):
+        (sync.corpus / f"{name}.md").unlink()
+        sync.write(f"new-{name}.md", document(f"red {name}", "worms and " + name))
+    sync.golden.write_text(sync.golden.read_text().splitlines()[-1] + "\n")
+    done = sync.run("second")
+    assert done["list_documents"].status == "complete", "they might have been moved"
+    assert done["validate_documents"].status == "refused"
+    assert done["validate_documents"].counts["removed"] == 2
+    assert "confirm_removal=yes" in str(done["validate_documents"].reason)
 
 
 def test_too_many_bad_documents_are_refused(sync: Sync) -> None:
@@ -254,10 +213,7 @@ def test_too_many_bad_documents_are_refused(sync: Sync) -> None:
 
 def test_a_part_run_again_and_twice_at_once_ends_with_the_same_rows(sync: Sync) -> None:
     sync.changes["MILLRACE_SHARD_DOCUMENTS"] = "3"
-    sync.stage("list_documents", "first")
-    assert sync.stage("validate_documents", "first").facts["parts"] == ["0000", "0001"]
-    for part in ("0000", "0001"):
-        sync.stage("index_documents", "first", part)
+    assert sync.up_to("index_documents", "first") == ["0000", "0001"]
     version = sync.stage("check_index", "first").facts["version"]
     before = rows_of(version)
     storage = Storage(sync.environment["MILLRACE_S3_ENDPOINT_URL"])
@@ -271,9 +227,12 @@ def test_a_part_run_again_and_twice_at_once_ends_with_the_same_rows(sync: Sync) 
 
 
 def test_a_part_that_was_lost_is_found_before_anything_is_measured(sync: Sync) -> None:
-    for stage in ("list_documents", "validate_documents"):
-        sync.stage(stage, "first")
-    with pytest.raises(ManifestError, match="expected 1 complete parts"):
+    sync.stage("list_documents", "first")
+    with pytest.raises(ManifestError, match="expected 1 complete parts of read_documents"):
+        sync.stage("validate_documents", "first")
+    sync.stage("read_documents", "first", "0000")
+    sync.stage("validate_documents", "first")
+    with pytest.raises(ManifestError, match="expected 1 complete parts of index_documents"):
         sync.stage("check_index", "first")
     version = sync.stage("index_documents", "first", "0000").facts["version"]
     with connect() as connection:
@@ -290,17 +249,13 @@ def test_a_version_that_serves_is_never_written(sync: Sync) -> None:
         sync.stage("index_documents", "first", "0000")
 
 
-def test_a_run_that_was_overtaken_does_not_switch(sync: Sync) -> None:
-    for stage, part in (
-        ("list_documents", None),
-        ("validate_documents", None),
-        ("index_documents", "0000"),
-        ("check_index", None),
-    ):
-        sync.stage(stage, "slow", part)
+def test_a_run_that_was_overtaken_does_not_switch(sync: Sync, caplog: pytest.LogCaptureFixture) -> None:
+    sync.up_to("check_index", "slow")
     fast = sync.run("fast")
+    assert "builds index version" in caplog.text, "the second run was told of the first"
     refused = sync.stage("switch_index", "slow")
     assert refused.status == "refused"
+    assert "start a new run" in str(refused.reason)
     assert current() == fast["switch_index"].facts["version"]
 
 
@@ -338,9 +293,12 @@ def test_documents_in_s3(sync: Sync) -> None:
     sync.changes["MILLRACE_CORPUS"] = prefix
     done = sync.run("first")
     assert done["list_documents"].counts["documents"] == len(ANIMALS)
+    assert done["list_documents"].counts["ignored"] == 1, "the picture"
     assert done["check_index"].metrics["recall_at_5"] == 1
     storage.put_bytes(f"{prefix}/owl.md", document("owl", "frogs").encode())
-    assert sync.stage("list_documents", "second").counts["changed"] == 1
+    second = sync.run("second")
+    assert second["list_documents"].counts["changed"] == 1
+    assert second["validate_documents"].counts["changed"] == 1
 
 
 def test_corpora_that_hold_nothing_or_do_not_answer_the_questions(sync: Sync, tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ class Watch:
         with connect(self.url) as connection:
             for item in open_source(self.settings.corpus, self.storage).list():
                 connection.execute(
-                    "INSERT INTO documents (uri, corpus, title, source_sha256, text_sha256, bytes, chunks) "
-                    "VALUES (%s, %s, '', %s, '', %s, 1)",
-                    (item.uri, self.settings.corpus, item.sha256, item.bytes),
+                    "INSERT INTO documents (uri, corpus, title, content_sha256, text_sha256, bytes, chunks, stamp) "
+                    "VALUES (%s, 'default', '', '', '', %s, 1, %s)",
+                    (item.uri, item.bytes, item.stamp),
                 )
 
 

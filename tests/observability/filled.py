@@ -35,8 +35,8 @@ STATEMENTS = (
     ('{RUNS}/fine_tune/2', 'train', 'complete', now() - interval '2 d', now() - interval '1 d', '{{"gpu": 7200, "cpu": 4}}', 'h')""",
     """INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, documents,
         chunks, run, switched_at) VALUES
-    ('f', 'c', 's', 'e', 3, 'chunks_1', 'former', 70, 700, 'r1', now() - interval '2 d'),
-    ('f', 'c', 's', 'e', 3, 'chunks_2', 'current', 79, 791, 'r2', now() - interval '1 d')""",
+    ('f', 'default', 's', 'e', 3, 'chunks_1', 'former', 70, 700, 'r1', now() - interval '2 d'),
+    ('f', 'default', 's', 'e', 3, 'chunks_2', 'current', 79, 791, 'r2', now() - interval '1 d')""",
     """INSERT INTO releases (kind, model_name, model_version, base_model, base_revision, prompt_sha256, prompt, index_version,
         embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) VALUES
     ('promotion', 'm', '1', 'b', 'r', 'p', 'p', 1, 'e', 'c', 'u', 's', 'a', 'why', 'r1'),

@@ -90,7 +90,9 @@ def test_the_loop_is_told_as_its_rows_say(filled: Scrape) -> None:
     assert value(filled, "gpu_budget_seconds") == 36_000 and value(filled, "gpu_hour_price") == 2.5
     assert value(filled, "release_live_info", release="2", model_version="2", index_version="2") == 1
     assert value(filled, "releases_total", kind="promotion") == 2 and value(filled, "releases_not_mirrored") == 1
-    assert value(filled, "index_chunks") == 791 and value(filled, "index_versions", status="former") == 1
+    assert (
+        value(filled, "index_chunks", corpus="default") == 791 and value(filled, "index_versions", status="former") == 1
+    )
     assert value(filled, "quarantined_total", kind="document", rule="text_is_new") == 2
     assert value(filled, "drift_figure_drifted", figure="best_score") == 1
     assert value(filled, "drift_window_requests", window="current") == 297
@@ -125,7 +127,7 @@ def test_a_database_without_the_tables_is_told(configured: Settings, caplog: pyt
 def test_a_store_that_is_away_is_told_and_costs_only_the_progress(configured: Settings) -> None:
     fill(configured.database_url.get_secret_value())
     found = scrape(configured.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"}))
-    assert value(found, "storage_up") == 0 and value(found, "index_chunks") == 791
+    assert value(found, "storage_up") == 0 and value(found, "index_chunks", corpus="default") == 791
     assert "millrace_stage_progress_ratio" not in {name for name, _labels in found}
 
 

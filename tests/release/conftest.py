@@ -129,7 +129,7 @@ class House:
             connection.execute("UPDATE index_versions SET status = 'former' WHERE status = 'current'")
             row = connection.execute(
                 "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, "
-                "documents, chunks, metrics, run) VALUES ('f', 'test', 'c', 'test embedder', 2, "
+                "documents, chunks, metrics, run) VALUES ('f', 'default', 'c', 'test embedder', 2, "
                 "'chunks_v' || currval(pg_get_serial_sequence('index_versions', 'version')), 'current', 1, %s, %s::jsonb, %s) "
                 "RETURNING version, table_name",
                 (

@@ -55,7 +55,7 @@ class WordEmbedder:
     dimensions = 32
     truncated = 0
 
-    def encode(self, texts: Sequence[str]) -> Any:
+    def encode(self, texts: Sequence[str], kind: str = "document") -> Any:
         """Return one normalised vector a text."""
         vectors = np.full((len(texts), self.dimensions), 1e-3, dtype=np.float32)
         for row, text in enumerate(texts):
@@ -143,7 +143,7 @@ CHUNKS = [
 ]
 
 
-def find_in_memory(loaded: Loaded, vector: Any, k: int) -> list[Chunk]:
+def find_in_memory(loaded: Loaded, question: str, vector: Any, k: int) -> list[Chunk]:
     """Search CHUNKS exactly."""
     vectors = WordEmbedder().encode([chunk.text for chunk in CHUNKS])
     scored = [replace(chunk, score=float(score)) for chunk, score in zip(CHUNKS, vectors @ vector, strict=True)]

@@ -39,9 +39,9 @@ def test_every_question_is_sent_once(ready: Assistant, monkeypatch: pytest.Monke
     seen: list[str] = []
     find = ready._find
 
-    def noting(loaded: Any, vector: Any, k: int) -> Any:
+    def noting(loaded: Any, question: str, vector: Any, k: int) -> Any:
         seen.append(str(vector.tobytes()))
-        return find(loaded, vector, k)
+        return find(loaded, question, vector, k)
 
     ready._find = noting
     questions = [f"question about loop{number}" for number in range(40)]

@@ -21,7 +21,7 @@ import pytest
 from tasks.contracts import digest_of
 from tasks.database import connect, migrate
 from tasks.knowledge import index_tables
-from tasks.knowledge.embedder import load_embedder
+from tasks.knowledge.embedders import load_embedder
 from tasks.models import revision
 from tasks.release import ledger
 from tasks.serving.prompt import prompt_digest
@@ -136,7 +136,7 @@ def build_index(settings: Settings) -> tuple[str, int]:
     with connect(settings.database_url.get_secret_value()) as connection:
         version = index_tables.begin(connection, f"serving-{time.monotonic_ns()}", about)
         index_tables.replace_documents(connection, version, [chunk.document_uri for chunk in CHUNKS], rows)
-        index_tables.build_hnsw(connection, version)
+        index_tables.build_indexes(connection, version)
     return embedder.name, version.version
 
 

@@ -1,0 +1,50 @@
+"""Index versions: one table of chunks each, with indexes of its own.
+
+`versions` knows which there are and begins and drops them; `contents` fills and compares their tables; `indexes`
+builds what makes them quick to search. A version is begun once a run (under an advisory lock), filled document by
+document, and never changed after it became current. All of it is named here: `index_tables.begin(...)`.
+"""
+
+from tasks.knowledge.index_tables.contents import (
+    COLUMNS,
+    copy_documents,
+    documents_in,
+    keep_only,
+    list_uris,
+    replace_documents,
+)
+from tasks.knowledge.index_tables.indexes import build_indexes, drop_indexes, scan
+from tasks.knowledge.index_tables.local_settings import local_settings
+from tasks.knowledge.index_tables.versions import (
+    DEFAULT_CORPUS,
+    Version,
+    begin,
+    current,
+    drop,
+    get,
+    lock_current,
+    of_run,
+    require_open,
+)
+
+__all__ = [
+    "COLUMNS",
+    "DEFAULT_CORPUS",
+    "Version",
+    "begin",
+    "build_indexes",
+    "copy_documents",
+    "current",
+    "documents_in",
+    "drop",
+    "drop_indexes",
+    "get",
+    "keep_only",
+    "list_uris",
+    "local_settings",
+    "lock_current",
+    "of_run",
+    "replace_documents",
+    "require_open",
+    "scan",
+]

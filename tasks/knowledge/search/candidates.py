@@ -1,0 +1,103 @@
+"""The SQL of a search: the nearest chunks to a vector, and the chunks that hold the words of a question.
+
+Reads a version's table; writes nothing. Both return rows in a fixed order: of chunks that are equally good the one
+with the smaller URI and ordinal comes first. A filter never makes a search return less than there is: up to EXACT_ROWS
+matching rows are compared one by one, and where more match HNSW goes on scanning until it has enough of them, or gives
+up, and then they are compared one by one too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import sql
+
+from tasks.database import Connection
+from tasks.knowledge.index_tables import Version, local_settings
+from tasks.knowledge.index_tables.contents import as_stored
+from tasks.knowledge.search.filters import Filters
+
+# On 24,600 real chunks a filter that 1,700 of them pass costs HNSW more time than comparing those 1,700 (36 ms and 20 ms at
+# the median of a busy machine), and its recall stays at 0.98, whatever ef_search.
+EXACT_ROWS = 10_000
+# Rows that HNSW may look at in search of those that match; beyond it an exact scan of the matching ones is as quick.
+SCAN_TUPLES = 40_000
+_MOST_EF = 1000  # of pgvector
+_SPARE = 20  # rows beyond those asked for, among which equals at the edge are put in order
+_FIELDS = sql.SQL(", ").join(
+    sql.Identifier(name)
+    for name in (
+        "chunk_id", "document_uri", "title", "text", "ordinal", "start", "end", "headings", "page", "metadata",
+    )
+)  # fmt: skip
+# `relaxed_order` yields a little out of order and leaves nothing out, as `strict_order` does; the rows are sorted after it.
+_NEAREST = sql.SQL(
+    "WITH near AS MATERIALIZED (SELECT {fields}, embedding <=> %(vector)s AS distance FROM {table} WHERE {condition} "
+    "ORDER BY {order} LIMIT %(rows)s) SELECT {fields}, 1 - distance AS score FROM near "
+    "ORDER BY distance, document_uri, ordinal LIMIT %(k)s"
+)
+_APPROXIMATE = sql.SQL("embedding <=> %(vector)s")
+_EXACT = sql.SQL("(embedding <=> %(vector)s) + 0")  # no longer what the index is on: every matching row is compared
+_BY_WORDS = sql.SQL(
+    "SELECT {fields}, 1 - (embedding <=> %(vector)s) AS score, ts_rank_cd(words, {some}, 1) AS text_score FROM {table} "
+    "WHERE words @@ {some} AND {condition} "
+    "ORDER BY words @@ {every} DESC, text_score DESC, document_uri, ordinal LIMIT %(k)s"
+)
+_EVERY = sql.SQL("websearch_to_tsquery({config}, %(text)s)")
+# Any of the words. A question that excludes words (-word) is taken as it is: "or not that" would match nearly all.
+_SOME = sql.SQL(
+    "(CASE WHEN {every}::text LIKE '%%!%%' THEN {every} ELSE replace({every}::text, ' & ', ' | ')::tsquery END)"
+)
+
+Row = dict[str, Any]
+
+
+def nearest(connection: Connection, version: Version, vector: Any, k: int, where: Filters, ef: int) -> list[Row]:
+    """Return the `k` matching chunks nearest to `vector`, or all that match where they are fewer."""
+    condition, values = where.condition()
+    rows = k + _SPARE
+    values |= {"vector": as_stored(vector, version.vector_type), "rows": rows, "k": k}
+    filtered = where != Filters()
+    if filtered and _matches_at_most(connection, version, condition, values, EXACT_ROWS):
+        return _rows(connection, _ordered(version, condition, _EXACT), values)
+    options = {
+        "hnsw.ef_search": str(min(_MOST_EF, max(ef, rows))),
+        "hnsw.iterative_scan": "relaxed_order",
+        "hnsw.max_scan_tuples": str(SCAN_TUPLES),
+        "hnsw.scan_mem_multiplier": "4",
+        # Postgres takes a filter on metadata for a rare one, and would sort all that match: here it is known that many do.
+        **({"enable_seqscan": "off", "enable_bitmapscan": "off"} if filtered else {}),
+    }
+    with local_settings(connection, options):
+        found = _rows(connection, _ordered(version, condition, _APPROXIMATE), values)
+    return found if len(found) == k else _rows(connection, _ordered(version, condition, _EXACT), values)
+
+
+def _matches_at_most(
+    connection: Connection, version: Version, condition: sql.Composable, values: Mapping[str, Any], most: int
+) -> bool:
+    query = sql.SQL("SELECT count(*) AS n FROM (SELECT FROM {} WHERE {} LIMIT {}) AS matching").format(
+        version.table, condition, sql.Literal(most + 1)
+    )
+    return bool(_rows(connection, query, values)[0]["n"] <= most)
+
+
+def by_words(connection: Connection, version: Version, text: str, vector: Any, k: int, where: Filters) -> list[Row]:
+    """Return the `k` best matching chunks that hold all words of `text`; where those are fewer, then some of them."""
+    condition, values = where.condition()
+    values |= {"vector": as_stored(vector, version.vector_type), "text": text, "k": k}
+    every = _EVERY.format(config=version.text_config)
+    found: list[Row] = []
+    for some in (every, _SOME.format(every=every)):
+        query = _BY_WORDS.format(fields=_FIELDS, table=version.table, condition=condition, some=some, every=every)
+        found = _rows(connection, query, values)
+        if len(found) == k:
+            break
+    return found
+
+
+def _ordered(version: Version, condition: sql.Composable, order: sql.Composable) -> sql.Composed:
+    return _NEAREST.format(fields=_FIELDS, table=version.table, condition=condition, order=order)
+
+
+def _rows(connection: Connection, query: sql.Composed, values: Mapping[str, Any]) -> list[Row]:
+    return connection.execute(query, values).fetchall()

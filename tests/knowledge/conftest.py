@@ -1,0 +1,51 @@
+"""A database of the module's own, and a small corpus that is synced in this process."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tasks.database import migrate
+from tasks.settings import settings
+from tests.knowledge.syncing import ANIMALS, Sync, document
+
+
+@pytest.fixture(scope="module")
+def database(new_database: Any) -> str:
+    """A database of our own in the stack's server, so that other tests' index versions do not meet ours."""
+    return str(new_database("knowledge"))
+
+
+@pytest.fixture(scope="module")
+def environment(stack: Any, database: str) -> Iterator[dict[str, str]]:
+    """The stack's environment with our database, in this process for as long as the module runs."""
+    values = {**stack.env, "MILLRACE_DATABASE_URL": database, "MILLRACE_CODE_REVISION": "test"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
+            patch.delenv(name)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        settings.cache_clear()
+        yield values
+    settings.cache_clear()
+
+
+@pytest.fixture
+def sync(tmp_path: Path, environment: dict[str, str]) -> Sync:
+    """Six good documents of several chunks, a golden question each; the database as after `migrate`."""
+    with psycopg.connect(environment["MILLRACE_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    migrate(environment["MILLRACE_DATABASE_URL"])
+    made = Sync(tmp_path / "corpus", tmp_path / "golden.jsonl", environment)
+    made.corpus.mkdir()
+    lines = []
+    for animal, prey in ANIMALS.items():
+        made.write(f"{animal}.md", document(animal, prey))
+        lines.append({"id": animal, "question": f"What does the {animal} hunt?", "documents": [f"file:{animal}.md"]})
+    made.golden.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made

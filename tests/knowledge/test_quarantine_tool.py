@@ -1,0 +1,141 @@
+"""`python -m tasks quarantine`: what a person does about rejected documents."""
+
+from typing import Any
+
+import pytest
+
+from tasks.database import connect
+from tasks.errors import DataError, OptionError
+from tasks.knowledge.quarantine_tool import main
+from tasks.storage import Storage
+from tests.knowledge.syncing import Sync, current, document, rows_of
+
+pytestmark = pytest.mark.integration
+KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\n-----END RSA PRIVATE KEY-----"
+
+
+@pytest.fixture
+def held(sync: Sync) -> Sync:
+    """A synced corpus with a document that holds a key, an empty one, and a copy."""
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    sync.write("key.md", document("mole", "worms") + "\n\n" + KEY)
+    sync.write("empty.md", "")
+    sync.write("owl-copy.md", document("owl", "mice"))
+    sync.run("first")
+    return sync
+
+
+def rejection(uri: str) -> dict[str, Any]:
+    with connect(vectors=False) as connection:
+        row = connection.execute("SELECT * FROM quarantine WHERE item = %s ORDER BY id DESC LIMIT 1", (uri,)).fetchone()
+    assert row is not None
+    return row
+
+
+def indexed() -> set[str]:
+    return {row["document_uri"] for row in rows_of(current() or 0)}
+
+
+def test_list_and_show_say_what_why_and_where_and_never_the_secret(
+    held: Sync, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "file:key.md" in out
+    assert "private_key" in out
+    assert "3 of 3 rejections" in out
+    assert main(["list", "--rule", "text_is_present"]) == 0
+    assert "1 of 1" in capsys.readouterr().out
+    assert main(["show", str(rejection("file:key.md")["id"])]) == 0
+    out = capsys.readouterr().out
+    assert "s3://" in out
+    assert "MIIEow" not in out
+
+
+def test_a_document_that_passes_again_is_indexed_without_its_source(
+    held: Sync, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    assert main(["replay", "--rule", "private_key"]) == 0
+    assert "file:key.md: still rejected, private_key" in capsys.readouterr().out
+    policy = tmp_path / "screening.yaml"
+    from tasks.screening import POLICY, load_policy
+    from tasks.settings import repository_path
+
+    text = repository_path(POLICY).read_text()
+    assert "private_key:\n    action: block" in text
+    policy.write_text(text.replace("private_key:\n    action: block", "private_key:\n    action: redact"))
+    mended = load_policy(str(policy))
+    monkeypatch.setattr("tasks.knowledge.examination.load_policy", lambda **_: mended)
+    monkeypatch.setattr("tasks.knowledge.pipeline.load_policy", lambda **_: mended)
+    assert main(["replay"]) == 0
+    out = capsys.readouterr().out
+    assert "file:key.md: passes" in out
+    assert "file:empty.md: still rejected, text_is_present" in out
+    read: list[str] = []
+    from tasks.knowledge.sources.folder import Folder
+
+    real = Folder.read
+
+    def watched(self: Folder, item: Any, limit: int) -> bytes:
+        read.append(item.uri)
+        return real(self, item, limit)
+
+    monkeypatch.setattr(Folder, "read", watched)
+    held.run("second")
+    assert "file:key.md" in indexed()
+    assert "file:key.md" not in read, "its bytes came from quarantine"
+
+
+def test_an_accepted_document_is_indexed_as_long_as_it_stays_the_same(held: Sync) -> None:
+    number = str(rejection("file:key.md")["id"])
+    with pytest.raises(OptionError, match="--by and --note"):
+        main(["accept", number])
+    assert main(["accept", number, "--by", "ada", "--note", "a key of the documentation"]) == 0
+    second = held.run("second")
+    assert second["list_documents"].counts["to_read"] == 1
+    assert "file:key.md" in indexed()
+    held.write("key.md", document("mole", "worms and roots") + "\n\n" + KEY)
+    held.changes["MILLRACE_MAX_REMOVAL_SHARE"] = "0.5"
+    held.run("third")
+    assert "file:key.md" not in indexed(), "other bytes were not accepted"
+
+
+def test_what_has_no_text_cannot_be_accepted_and_a_copy_can(held: Sync) -> None:
+    with pytest.raises(DataError, match="no text of it to index"):
+        main(["accept", str(rejection("file:empty.md")["id"]), "--by", "ada", "--note", "x"])
+    copy = rejection("file:owl.md") if rejection_or_none("file:owl.md") else rejection("file:owl-copy.md")
+    assert copy["rule"] == "text_is_new"
+    assert main(["accept", str(copy["id"]), "--by", "ada", "--note", "both are asked for"]) == 0
+    held.changes["MILLRACE_RETRIEVAL_MARGIN"] = "0.5"  # the original now stands second for its question
+    held.run("second")
+    assert {"file:owl.md", "file:owl-copy.md"} <= indexed()
+
+
+def rejection_or_none(uri: str) -> bool:
+    with connect(vectors=False) as connection:
+        return connection.execute("SELECT 1 FROM quarantine WHERE item = %s", (uri,)).fetchone() is not None
+
+
+def test_purge_deletes_bytes_and_excerpt_and_keeps_the_row(held: Sync) -> None:
+    row = rejection("file:key.md")
+    storage = Storage(held.environment["MILLRACE_S3_ENDPOINT_URL"])
+    assert storage.exists(row["body_uri"])
+    assert main(["purge", str(row["id"]), "--by", "ada", "--note", "a real key"]) == 0
+    assert not storage.exists(row["body_uri"])
+    after = rejection("file:key.md")
+    assert (after["status"], after["excerpt"], after["body_uri"], after["decided_by"]) == ("purged", "", None, "ada")
+    with pytest.raises(DataError, match="bytes of rejection"):
+        main(["replay", str(row["id"])])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["lst"], ["show"], ["list", "--rool", "x"], ["accept"], ["list", "--limit", "x"]]
+)
+def test_wrong_commands_are_told(arguments: list[str]) -> None:
+    with pytest.raises(OptionError, match="Next"):
+        main(arguments)
+
+
+def test_a_row_that_is_not_there(held: Sync) -> None:
+    with pytest.raises(DataError, match="rejection 4711"):
+        main(["show", "4711"])
