@@ -9,7 +9,7 @@ from tasks.database import connect
 from tests.knowledge import hostile
 from tests.knowledge.syncing import ANIMALS, Sync, current, document, rows_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def rule_of(uri: str) -> set[str]:

@@ -12,7 +12,7 @@ from tasks.knowledge import tune_index
 from tasks.settings import load_settings, settings
 from tests.knowledge.syncing import Sync, current
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.airflow, pytest.mark.slow]
 
 REQUESTS = 120  # of each file: enough for a window that is judged
 STAGES = {
-    "knowledge": {"list_documents", "validate_documents", "index_documents", "check_index", "switch_index"},
+    "knowledge": {"list_documents", "read_documents", "validate_documents", "index_documents", "check_index", "switch_index"},
     "fine-tuning": {
         "preflight", "build_dataset", "validate_dataset", "plan_training", "train", "evaluate", "gate", "register",
     },

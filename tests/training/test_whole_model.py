@@ -30,7 +30,7 @@ def make_index(bench: Bench) -> None:
     with connect(bench.database) as connection:
         connection.execute(
             "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, "
-            "documents, chunks, run) VALUES ('f', 'c', 's', 'e', 3, 'chunks_none', 'current', 0, 0, 'r')"
+            "documents, chunks, run) VALUES ('f', 'default', 's', 'e', 3, 'chunks_none', 'current', 0, 0, 'r')"
         )
         connection.execute("CREATE TABLE chunks_none (chunk_id text)")
 
