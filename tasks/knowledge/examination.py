@@ -91,7 +91,8 @@ def _screened(body: Body, extract: Extract, policy: Policy, found: Examination) 
         return None
     if outcome.hits:
         found.redactions[body.uri] = dict(sorted(outcome.hits.items()))
-    clean = cache(lambda text: screen(text, policy).text)  # of short texts that stand beside the text, or in it again
+    # Short texts that stand beside the text, or in it again; of these no rule would say that they hold NUL.
+    clean = cache(lambda text: screen(text.replace("\x00", ""), policy).text)
     starts = carry([section.start for section in extract.sections], outcome.edits)
     sections = [
         {
