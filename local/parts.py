@@ -139,7 +139,9 @@ def s3_part(settings: LocalSettings, env: dict[str, str]) -> Part:
         options.append(f"-{server}.port{dot}{kind}={port}")
     # -disableHttp: the filer behind S3 would hand out files without credentials.
     options += ["-disableHttp", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    options += ["-master.telemetry=false", "-master.volumeSizeLimitMB=256"]
+    # SeaweedFS divides the free disk into volumes of this size and gives a bucket several at once: with large ones, a
+    # disk with a few GB left had none for a new bucket, and every write was answered 500.
+    options += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
     # Sockets relative to the folder it runs in: Unix socket paths are limited to about 100 characters.
     options += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
 
@@ -153,7 +155,7 @@ def s3_part(settings: LocalSettings, env: dict[str, str]) -> Part:
         (),
         [str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "mini", *options],
         # No GOMEMLIMIT: below what it needs, the collector ran without pause (13 % of a core while idle, for 13 MB).
-        {**env, "GOGC": "50"},
+        {**env, "GOGC": "50", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
         s3_readable(settings.ports["s3"], env, f"/{BUCKET}/{PROBE}"),
         settings.s3_ports(),
         f"http://127.0.0.1:{settings.ports['s3']}",

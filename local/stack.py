@@ -52,7 +52,7 @@ class EmbeddedStack:
                     "MILLRACE_LOCAL_DIR": str(self.folder),
                     "MILLRACE_LOCAL_PORT_BASE": str(base),
                     "MILLRACE_LOCAL_START_TIMEOUT": str(self.start_timeout),
-                    "MILLRACE_LOCAL_MIN_FREE_GB": "1",
+                    "MILLRACE_LOCAL_MIN_FREE_GB": "4",
                 }
             )
             try:

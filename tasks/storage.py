@@ -308,7 +308,8 @@ def _answering(uri: str) -> Iterator[None]:
             ) from error
         if status >= 500:
             raise ServiceUnavailable(
-                f"expected S3 to answer for {uri}, found {code} ({status}). Next: retry; see the S3 server."
+                f"expected S3 to answer for {uri}, found {code} ({status}). "
+                "Next: retry; see the log of the S3 server (a full disk is one reason)."
             ) from error
         raise BadInput(
             f"expected access to {uri}, found {code} ({status}). Next: check bucket, credentials and policy."

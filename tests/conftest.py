@@ -1,5 +1,6 @@
 """What all tests share: the embedded stack, started once a session for those marked `integration`."""
 
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -16,8 +17,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
 
     `stack.env` is what a stage runs with, `stack.database_url` the (empty) database `millrace`.
     """
-    with EmbeddedStack(tmp_path_factory.mktemp("stack"), parts=("postgres", "s3", "mlflow"), ports="free") as started:
+    folder = tmp_path_factory.mktemp("stack")
+    with EmbeddedStack(folder, parts=("postgres", "s3", "mlflow"), ports="free") as started:
         yield started
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs
 
 
 @pytest.fixture(scope="session")
