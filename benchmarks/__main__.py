@@ -1,8 +1,8 @@
-"""`python -m benchmarks` lists the benchmarks; `python -m benchmarks NAME` runs one.
+"""`python -m benchmarks` lists the benchmarks; `python -m benchmarks NAME ...` runs some, in the order of the list.
 
-Each prints last a line `NAME: FIGURE (bound: BOUND) holds` or `... falls short` and exits 0 or 1; where this machine
-lacks what is measured (a GPU) it says `NAME: not measured: WHY` and exits 3. Results, with a description of the
-machine, are appended to `benchmarks/results/NAME.jsonl`.
+Each prints last a line `NAME: FIGURE (bound: BOUND) holds` or `... falls short` (exit code 0 or 1); where this machine
+lacks what is measured (a GPU) it says `NAME: not measured: WHY` (3). Of several, one that falls short makes the code 1.
+Results, with a description of the machine, are appended to `benchmarks/results/NAME.jsonl`.
 """
 
 import sys
@@ -33,15 +33,25 @@ BENCHMARKS = {
 
 
 def main(arguments: list[str]) -> int:
-    """List, or run one; return the exit code."""
+    """List, or run some; return the exit code."""
     if not arguments:
         for name, function in BENCHMARKS.items():
             print(f"{name:<20} {(function.__doc__ or '').splitlines()[0]}")
         return 0
-    if len(arguments) != 1 or arguments[0] not in BENCHMARKS:
-        print(f"expected one of {', '.join(BENCHMARKS)}, found {' '.join(arguments)}", file=sys.stderr)
+    if unknown := [name for name in arguments if name not in BENCHMARKS]:
+        print(
+            f"expected names of {', '.join(BENCHMARKS)}, found {' '.join(unknown)}. Next: correct it.", file=sys.stderr
+        )
         return 2
-    name = arguments[0]
+    try:
+        codes = {run(name) for name in BENCHMARKS if name in arguments}
+    finally:
+        sync.close()
+    return 1 if 1 in codes else max(codes)
+
+
+def run(name: str) -> int:
+    """Run one, keep and print its result; return its exit code."""
     try:
         result: Result = BENCHMARKS[name]()
     except NotMeasured as error:

@@ -2,8 +2,9 @@
 
 **What it does**
 
-Drops index versions that are neither current, nor part of a recent release, nor among the newest
-(`MILLRACE_KEEP_INDEX_VERSIONS`), and deletes run folders older than `MILLRACE_KEEP_RUN_DAYS`. Models and datasets are never
+Drops index versions that are neither current, nor part of a recent release, nor among the newest of their corpus that
+served (`MILLRACE_KEEP_INDEX_VERSIONS`); what never served (refused, left by a killed run) after a day. Deletes run folders
+older than `MILLRACE_KEEP_RUN_DAYS`. Models and datasets are never
 deleted: releases point at them. Where stages are pods, `sweep_pods` removes those whose task has ended and that nobody
 watches any more (`dry_run` does not concern it).
 

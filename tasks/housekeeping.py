@@ -1,13 +1,15 @@
 """Retire what nobody uses any more: index versions and run folders.
 
-Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An index version is kept when
-it is current, when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it
-is among the newest `MILLRACE_KEEP_INDEX_VERSIONS` of the rest; one that is being built is kept for a day.
+Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An index version is kept when it is current,
+when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it is among the newest
+`MILLRACE_KEEP_INDEX_VERSIONS` of its corpus that served before. What never served (being built, refused, left by a killed
+tune-index) is kept for a day, and so are a killed tune-index' vectors.
 A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`. Writes `retired`,
 the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
 listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,8 @@ from pydantic import Field
 
 from tasks.backup.lock import alone
 from tasks.database import Connection
-from tasks.knowledge import index_tables
+from tasks.knowledge import index_tables, tuning
+from tasks.knowledge.corpora import DEFAULT, TUNING
 from tasks.release import ledger as releases
 from tasks.release.ledger import ledger
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
@@ -39,6 +42,7 @@ class Known:
     status: str
     table_name: str
     created_at: datetime
+    corpus: str = DEFAULT
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -61,6 +65,7 @@ def _retire(context: StageContext, now: datetime, dry: bool) -> StageResult:
         for known in versions:
             if not dry:
                 index_tables.drop(connection, known.version)
+        vectors = tuning.delete_vectors(connection, tuning.LEFT, dry=dry)
     limit = now - timedelta(days=context.settings.keep_run_days)
     folders = old_folders(context.storage.list_modified(f"{context.bucket}/runs/"), limit, context.run)
     objects = sum(count for _folder, count in folders)
@@ -74,20 +79,36 @@ def _retire(context: StageContext, now: datetime, dry: bool) -> StageResult:
     rows += [{"kind": "run_folder", "name": folder, "objects": count} for folder, count in folders]
     return StageResult(
         outputs={"retired": context.storage.put_rows(f"{context.folder}/retired.jsonl", rows)},
-        counts={"index_versions": len(versions), "run_folders": len(folders), "objects": objects},
+        counts={
+            "index_versions": len(versions),
+            "run_folders": len(folders),
+            "objects": objects,
+            "tuning_vectors": vectors,
+        },
         facts={"dry_run": dry, "index_versions": [known.version for known in versions]},
     )
 
 
 def old_versions(known: Sequence[Known], released: set[int], keep: int, now: datetime) -> list[Known]:
-    """Return the versions to drop, oldest first."""
-    rest = [
+    """Return the versions to drop, oldest first.
+
+    Of each corpus the newest `keep` that served and no release names stay, to go back to. What never served has a day.
+    """
+    unused = [
         item
         for item in sorted(known, key=lambda item: item.version, reverse=True)
         if item.status not in {"current", "retired"} and item.version not in released
     ]
-    settled = [item for item in rest if item.status in {"former", "refused"} or now - item.created_at > _BUILD_TIME]
-    return settled[keep:][::-1]
+    left: Counter[str] = Counter()
+    dropped = []
+    for item in unused:
+        if item.status == "former" and item.corpus != TUNING:
+            left[item.corpus] += 1
+            if left[item.corpus] > keep:
+                dropped.append(item)
+        elif now - item.created_at > _BUILD_TIME:
+            dropped.append(item)
+    return dropped[::-1]
 
 
 def old_folders(objects: Iterable[tuple[str, datetime]], limit: datetime, own: str) -> list[tuple[str, int]]:
@@ -107,7 +128,7 @@ def old_folders(objects: Iterable[tuple[str, datetime]], limit: datetime, own: s
 
 
 def _known(connection: Connection) -> list[Known]:
-    rows = connection.execute("SELECT version, status, table_name, created_at FROM index_versions").fetchall()
+    rows = connection.execute("SELECT version, status, table_name, created_at, corpus FROM index_versions").fetchall()
     return [Known(**row) for row in rows]
 
 

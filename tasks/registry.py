@@ -43,6 +43,7 @@ TOOLS = {
     "search": "tasks.knowledge.search:main",
     "quarantine": "tasks.knowledge.quarantine_tool:main",
     "erase": "tasks.knowledge.erasure:main",
+    "index": "tasks.knowledge.index_tool:main",
     "tune_index": "tasks.knowledge.tune_index:main",
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",

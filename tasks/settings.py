@@ -146,7 +146,9 @@ class Settings(BaseSettings):
         default=20.0, ge=0, description="No second action of one kind within these hours"
     )
     keep_index_versions: int = Field(
-        default=3, ge=1, description="Index versions kept by housekeeping besides released ones"
+        default=3,
+        ge=1,
+        description="Former index versions of each corpus that housekeeping keeps besides released ones",
     )
     keep_releases: int = Field(
         default=10, ge=1, description="Newest releases whose index version is kept, so that they can be restored"

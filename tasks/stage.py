@@ -13,13 +13,13 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal
 
-from tasks.contracts import Artifact, Manifest, digest, digest_of, stage_uri
+from tasks.contracts import Artifact, Manifest, digest, digest_of, manifest_uri, stage_uri
 from tasks.database import connect
 from tasks.errors import ManifestError, Preempted, ServiceUnavailable
 from tasks.observability.trace import of_stage
@@ -98,16 +98,19 @@ class StageContext:
             )
         return outputs[output]
 
-    def parts(self, stage: str, expected: int) -> list[Manifest]:
-        """Return the verified manifests of all parts of a mapped stage. Raises ManifestError when one is missing."""
-        prefix = f"{stage_uri(self.run, stage)}/part-"
-        uris = sorted(uri for uri, _size, _etag in self.storage.list(prefix) if uri.endswith("/manifest.json"))
-        manifests = [self.storage.require_manifest_at(uri) for uri in uris]
-        if len(manifests) != expected:
+    def parts(self, stage: str, names: Sequence[str]) -> list[Manifest]:
+        """Return the verified manifests of the parts `names` of a mapped stage. Raises ManifestError when one is missing.
+
+        Other parts may be there: an earlier try of the run, with other options, had more of them.
+        """
+        there = {uri for uri, _size, _etag in self.storage.list(f"{stage_uri(self.run, stage)}/part-")}
+        missing = [name for name in names if manifest_uri(self.run, stage, name) not in there]
+        if missing:
             raise ManifestError(
-                f"expected {expected} complete parts of {stage}, found {len(manifests)}. Next: clear {stage}."
+                f"expected {len(names)} complete parts of {stage}, found no manifest of {', '.join(missing[:5])}. "
+                f"Next: clear {stage}."
             )
-        return manifests
+        return [self.storage.require_manifest(self.run, stage, name) for name in names]
 
     def progress(self, done: float, total: float, unit: str, quiet: bool = False) -> None:
         """Record how far the stage is, at most once a second: `progress.json` for whoever watches, and a log line

@@ -181,16 +181,17 @@ class Storage:
             self.get_file(artifact, target)
         return folder
 
-    def contains(self, uri: str, needle: bytes) -> bool:
-        """Return whether the bytes of an object contain `needle`, read a block at a time."""
+    def contains(self, uri: str, *needles: bytes) -> bool:
+        """Return whether the bytes of an object contain one of `needles`, read a block at a time."""
         bucket, key = split_uri(uri)
-        rest = b""
+        longest, rest = max(map(len, needles)), b""
         with _answering(uri):
             body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
             while block := body.read(1 << 20):
-                if needle in rest + block:
+                seen = rest + block
+                if any(needle in seen for needle in needles):
                     return True
-                rest = (rest + block)[-len(needle) :]
+                rest = seen[-longest:]
         return False
 
     def exists(self, uri: str) -> bool:

@@ -138,6 +138,8 @@ def _run(definition: Mapping[str, Any], frame: "pandas.DataFrame") -> list[dict[
     from great_expectations.core import ExpectationSuite
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # This one sets its own level, and would name a folder a call.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = great_expectations.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batches = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")

@@ -17,8 +17,8 @@ from tasks.storage import Storage
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def known(version: int, status: str, hours: float = 100) -> Known:
-    return Known(version, status, f"chunks_v{version}", NOW - timedelta(hours=hours))
+def known(version: int, status: str, hours: float = 100, corpus: str = "default") -> Known:
+    return Known(version, status, f"chunks_v{version}", NOW - timedelta(hours=hours), corpus)
 
 
 def retired(versions: list[Known], released: set[int], keep: int) -> list[int]:
@@ -37,7 +37,23 @@ def test_current_and_released_versions_stay_and_do_not_use_up_the_kept_ones() ->
 
 def test_a_build_has_a_day() -> None:
     versions = [known(1, "building", 30), known(2, "building", 2), known(3, "checked", 2), known(4, "refused", 1)]
-    assert retired(versions, set(), 0) == [1, 4]
+    assert retired(versions, set(), 0) == [1]
+
+
+def test_refused_versions_take_no_place_of_those_to_go_back_to() -> None:
+    refused = [known(number, "refused", 30) for number in range(4, 8)]
+    assert retired([known(1, "former"), known(2, "former"), known(3, "current"), *refused], set(), 2) == [4, 5, 6, 7]
+
+
+def test_every_corpus_keeps_versions_of_its_own() -> None:
+    versions = [known(1, "former", corpus="handbook"), *(known(number, "former") for number in range(2, 6))]
+    assert retired(versions, set(), 2) == [2, 3]
+
+
+def test_what_was_tuned_has_a_day_and_takes_no_place() -> None:
+    tuned = [known(5, "building", 25, "tuning"), known(6, "building", 23, "tuning")]
+    assert retired([known(1, "former"), known(2, "former"), *tuned], set(), 2) == [5]
+    assert retired([known(1, "former"), known(2, "former"), *tuned], set(), 1) == [1, 5]
 
 
 def test_retired_versions_are_not_retired_again() -> None:
@@ -102,6 +118,37 @@ def test_it_drops_what_it_names_and_nothing_else(settings: Settings) -> None:
     assert [row["name"] for row in rows if row["kind"] == "index_version"] == ["chunks_v2", "chunks_v3"]
     for artifact in (*kept, run):
         storage.verify(artifact)
+
+
+@pytest.mark.integration
+def test_what_a_killed_tune_index_left_goes_after_a_day(settings: Settings) -> None:
+    url = settings.database_url.get_secret_value()
+    names = ("old", "young")
+    with connect(url) as connection:
+        for number, (name, hours) in enumerate(zip(names, (30, 2), strict=True), start=1):
+            connection.execute(
+                "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run, created_at) "
+                "VALUES ('f', 'tuning', 'c', 'e', 2, %s, 'building', %s, now() - %s)",
+                (f"chunks_v{number}", name, timedelta(hours=hours)),
+            )
+            connection.execute(f"CREATE TABLE chunks_v{number} (x int)".encode())
+            for embedder in ("e", "scratch e"):
+                connection.execute(
+                    "INSERT INTO embedding_cache (chunk_sha256, embedder, embedding, created_at) VALUES (%s, %s, '[1]', now() - %s)",
+                    (name, embedder, timedelta(hours=hours)),
+                )
+    place = f"s3://{settings.s3_bucket}/runs/housekeeping/{uuid.uuid4()}"
+    assert run_stage(STAGE, settings, f"{place}-dry", None, {"dry_run": "yes"}).counts["tuning_vectors"] == 1
+    assert cached(url) == {(name, embedder) for name in names for embedder in ("e", "scratch e")}
+    done = run_stage(STAGE, settings, place, None, {})
+    assert done.facts["index_versions"] == [1] and tables(url) == {2}
+    assert cached(url) == {("old", "e"), ("young", "e"), ("young", "scratch e")}
+
+
+def cached(url: str) -> set[tuple[str, str]]:
+    with connect(url) as connection:
+        rows = connection.execute("SELECT chunk_sha256, embedder FROM embedding_cache")
+        return {(row["chunk_sha256"], row["embedder"]) for row in rows}
 
 
 def tables(url: str) -> set[int]:

@@ -89,6 +89,13 @@ def test_wrong_credentials_are_bad_input(
 
 
 @pytest.mark.integration
+def test_one_of_several_words_is_found_across_blocks(storage: Storage, place: str) -> None:
+    storage.put_bytes(f"{place}/large", b"." * ((1 << 20) - 2) + b"kettle" + b"." * 10)
+    assert storage.contains(f"{place}/large", b"pot", b"kettle")
+    assert not storage.contains(f"{place}/large", b"pot", b"kettles")
+
+
+@pytest.mark.integration
 def test_a_prefix_is_listed_and_deleted(storage: Storage, place: str) -> None:
     for name in ("a", "b"):
         storage.put_bytes(f"{place}/folder/{name}", b"x")

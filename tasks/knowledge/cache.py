@@ -6,6 +6,8 @@ was embedded is stored every few batches: a run that is killed goes on where it 
 missing and the embedder of that name cannot be loaded, with `ServiceUnavailable` when Postgres or an endpoint is away.
 
 Questions have keys of their own where the embedder puts a prompt before them: the same text as a document has another vector.
+Vectors of scratch work (`tune-index`) are stored apart, under SCRATCH and the embedder's name: they go with that work, and
+serve nothing else.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tasks.database import connect
+from tasks.errors import ModelError, ServiceUnavailable
 from tasks.knowledge.embedders import Embedder, Kind, load_embedder, prompts
 from tasks.settings import Settings
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     Vector = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
+SCRATCH = "scratch "  # no embedder's identity begins with it
 _ROWS_A_STORE = 512
 Progress = Callable[[int, int], None]
 
@@ -38,12 +42,16 @@ class Vectors:
 
 @dataclass
 class EmbeddingCache:
-    """The vectors of one embedder. `embedded`, `from_cache` and `truncated` count all calls together."""
+    """The vectors of one embedder. `embedded`, `from_cache` and `truncated` count all calls together.
+
+    With `scratch` it also finds scratch vectors, and stores what it embeds as such.
+    """
 
     settings: Settings
     embedder: str
     threads: int | None = None
     reference: str | None = None
+    scratch: bool = False
     embedded: int = 0
     from_cache: int = 0
     truncated: int = 0
@@ -79,13 +87,24 @@ class EmbeddingCache:
         return self._model
 
     def _keys(self, wanted: Mapping[str, str], kind: Kind) -> dict[str, str]:
-        """Return the key in the table by the SHA-256 of the text: the same, but for questions with a prompt."""
+        """Return the key in the table by the SHA-256 of the text: the same, but for questions with a prompt.
+
+        An embedder that is gone is not needed for what is stored: its prompts are asked for only when the table does
+        not tell, and when they cannot be had, texts that all have a vector are taken as those of a model without any.
+        """
+        plain = {sha256: sha256 for sha256 in wanted}
         if kind == "document" or not wanted:
-            return {sha256: sha256 for sha256 in wanted}
-        put_before = prompts(self.settings, self.embedder, self.reference)
-        if put_before["query"] == put_before["document"]:
-            return {sha256: sha256 for sha256 in wanted}
-        return {sha256: text_sha256(f"{kind}\n{text}") for sha256, text in wanted.items()}
+            return plain
+        own = {sha256: text_sha256(f"{kind}\n{text}") for sha256, text in wanted.items()}
+        if self._all_stored(own):
+            return own
+        try:
+            put_before = prompts(self.settings, self.embedder, self.reference)
+        except (ModelError, ServiceUnavailable):
+            if self._all_stored(plain):
+                return plain
+            raise
+        return plain if put_before["query"] == put_before["document"] else own
 
     def _stored(self, keys: Mapping[str, str]) -> "dict[str, Vector]":
         """Return the vectors that are in the table, by the SHA-256 of their text."""
@@ -94,10 +113,22 @@ class EmbeddingCache:
         texts = {key: sha256 for sha256, key in keys.items()}
         with connect() as connection, connection.cursor(binary=True) as cursor:
             cursor.execute(
-                "SELECT chunk_sha256, embedding FROM embedding_cache WHERE embedder = %s AND chunk_sha256 = ANY(%s)",
-                (self.embedder, list(texts)),
+                "SELECT chunk_sha256, embedding FROM embedding_cache WHERE embedder = ANY(%s) AND chunk_sha256 = ANY(%s)",
+                (self._names(), list(texts)),
             )
             return {texts[row["chunk_sha256"]]: _array(row["embedding"]) for row in cursor}
+
+    def _all_stored(self, keys: Mapping[str, str]) -> bool:
+        with connect(vectors=False) as connection:
+            row = connection.execute(
+                "SELECT count(DISTINCT chunk_sha256) AS n FROM embedding_cache WHERE embedder = ANY(%s) AND chunk_sha256 = ANY(%s)",
+                (self._names(), list(keys.values())),
+            ).fetchone()
+        return row is not None and int(row["n"]) == len(set(keys.values()))
+
+    def _names(self) -> list[str]:
+        """Return the names under which vectors of this embedder are looked for."""
+        return [self.embedder, SCRATCH + self.embedder] if self.scratch else [self.embedder]
 
     def _embedded(self, texts: Sequence[str], kind: Kind) -> "Iterator[list[tuple[int, Vector]]]":
         """Yield (position, vector) in lists as long as one store takes."""
@@ -112,11 +143,12 @@ class EmbeddingCache:
 
     def _store(self, fresh: "Mapping[str, Vector]") -> None:
         # In the order of their keys: two shards with texts in common would otherwise wait for each other for ever.
+        name = SCRATCH + self.embedder if self.scratch else self.embedder
         with connect() as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO embedding_cache (chunk_sha256, embedder, embedding) VALUES (%s, %s, %s) "
                 "ON CONFLICT DO NOTHING",
-                [(key, self.embedder, vector) for key, vector in sorted(fresh.items(), key=lambda item: item[0])],
+                [(key, name, vector) for key, vector in sorted(fresh.items(), key=lambda item: item[0])],
             )
 
 

@@ -4,18 +4,20 @@ Reads the parts of `read_documents` and `index_documents`, the current version o
 Copies the chunks of unchanged documents from the current version, builds the indexes, and asks every golden question of
 the new and of the current version, now. Writes `report`. Fails with `ManifestError` when a part is missing or the table
 holds other chunks than the parts say; is refused when retrieval is below its bounds, or worse than the current version's
-(`tasks.knowledge.retrieval_gate`). The current version is not touched. A noop builds nothing and measures what serves.
+(`tasks.knowledge.retrieval_gate`), or when the current version cannot be measured too and nobody confirmed that. The
+current version is not touched. A noop builds nothing and measures what serves.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Literal
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from tasks.database import Connection, connect
-from tasks.errors import DataError, ManifestError, ModelError
+from tasks.errors import BadInput, DataError, ManifestError, ServiceUnavailable
 from tasks.knowledge import corpora, documents, index_tables
 from tasks.knowledge.cache import EmbeddingCache, text_sha256
 from tasks.knowledge.index_tables import Version
@@ -35,6 +37,7 @@ class Options(StageOptions):
     retrieval_margin: float = from_setting("retrieval_margin", "Allowed loss against the current version")
     search_mode: str = from_setting("search_mode", "vector, text or hybrid")
     reranker: str | None = from_setting("reranker", "Cross-encoder that orders the hits")
+    confirm_unmeasured: Literal["no", "yes"] = "no"
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -44,10 +47,13 @@ def run(context: StageContext, options: Options) -> StageResult:
     base = _version(listed["base_version"]) if listed["base_version"] is not None else None
     version, base = (base, None) if noop and base else (finish(context, base), base)
     same_now, same_before = _copies(context, listed["corpus"], questions)
+    absent = _absent(version, questions, same_now)
     now = _measured(context, version, questions, same_now)
-    before = _measured_before(context, base, questions, same_before) if base else None
-    reasons = [] if noop else verdict(now, before, options)
+    alone = options.confirm_unmeasured == "yes"
+    before, unmeasured = _measured_before(context, base, questions, same_before, alone) if base else (None, None)
+    reasons: list[str] = []
     if not noop:
+        reasons = verdict(now, before, options) + ([unmeasured] if unmeasured and not alone else [])
         version = _record(version, now, reasons)
     report = {
         "version": version.version,
@@ -58,20 +64,30 @@ def run(context: StageContext, options: Options) -> StageResult:
         "differences": {name: asdict(one) for name, one in compared(now, before).items()} if before else None,
         "latency": now.latency,
         "previous_metrics": before.means if before else None,
+        "previous_unmeasured": unmeasured,
         "reasons": reasons,
+        "golden_absent": absent,
         "questions": now.questions,
         "previous_questions": before.questions if before else [],
     }
     return StageResult(
         outputs={"report": context.storage.put_json(f"{context.folder}/report.json", report)},
-        counts={"questions": len(questions), "documents": version.documents or 0, "chunks": version.chunks or 0},
+        counts={
+            "questions": len(questions),
+            "golden_absent": len(absent),
+            "documents": version.documents or 0,
+            "chunks": version.chunks or 0,
+        },  # fmt: skip
         metrics=now.means | ({f"previous_{name}": value for name, value in before.means.items()} if before else {}),
         facts={"version": version.version, "noop": noop, "documents": version.documents, "chunks": version.chunks},
         status="refused" if reasons else "complete",
-        reason=f"{'; '.join(reasons)}. Next: see report.json of this stage; the current version stays."
-        if reasons
-        else None,
+        reason=_refusal(reasons, unmeasured) if reasons else None,
     )
+
+
+def _refusal(reasons: Sequence[str], unmeasured: str | None) -> str:
+    go_on = " To go on without a comparison, start again with confirm_unmeasured=yes." if unmeasured in reasons else ""
+    return f"{'; '.join(reasons)}. Next: see report.json of this stage; the current version stays.{go_on}"
 
 
 def finish(context: StageContext, base: Version | None) -> Version:
@@ -80,12 +96,13 @@ def finish(context: StageContext, base: Version | None) -> Version:
     Raises ManifestError when the table does not hold exactly what the parts and the current version say.
     """
     listed, judged = context.inputs["list_documents"].facts, context.inputs["validate_documents"].facts
-    indexed = context.parts("index_documents", len(judged["parts"]))
+    indexed = context.parts("index_documents", judged["parts"])
     expected = sum(part.counts["chunks"] for part in indexed)
     parts = documents.manifests(context)
     with connect() as connection:
         version = index_tables.begin(connection, context.run, listed)
     with connect() as connection:
+        index_tables.lock_building(connection, version)
         documents.load_judged(context, connection, parts)
         connection.execute(
             "CREATE TEMP TABLE wanted ON COMMIT DROP AS SELECT uri FROM staying UNION SELECT uri FROM fresh WHERE kept"
@@ -153,6 +170,18 @@ def _copies(
     return now | {row["uri"]: row["same_as"] for row in found if row["uri"] in wanted}, before
 
 
+def _absent(version: Version, questions: Sequence[GoldenQuestion], same_as: Mapping[str, str]) -> list[str]:
+    """Return, and tell of, the golden documents that cannot be found: neither they nor what stands for them is in the index."""
+    golden = {uri: same_as.get(uri, uri) for question in questions for uri in question.documents}
+    query = sql.SQL("SELECT DISTINCT document_uri FROM {} WHERE document_uri = ANY(%s)").format(version.table)
+    with connect() as connection:
+        held = {row["document_uri"] for row in connection.execute(query, (sorted(set(golden.values())),))}
+    absent = sorted(uri for uri, stands in golden.items() if stands not in held)
+    for uri in absent:
+        log.warning("index version=%d has no chunk of %s, which a golden question names", version.version, uri)
+    return absent
+
+
 def _measured(
     context: StageContext,
     version: Version,
@@ -172,17 +201,26 @@ def _measured_before(
     base: Version,
     questions: Sequence[GoldenQuestion],
     same_as: Mapping[str, str],
-) -> Measurement | None:
-    """Measure the current version now; None when its embedder cannot be had any more."""
+    alone: bool,
+) -> tuple[Measurement | None, str | None]:
+    """Measure the current version now; None, and why, when it cannot be (its embedder is gone, say).
+
+    `alone`: a person lets the new one pass by itself, so that no answer of an old endpoint is waited for either.
+    """
     try:
-        return _measured(context, base, questions, same_as)
-    except ModelError as error:
+        return _measured(context, base, questions, same_as), None
+    except (BadInput, ServiceUnavailable) as error:
+        if isinstance(error, ServiceUnavailable) and not alone:
+            raise  # it may answer again: the stage is tried once more
         log.warning("index version=%d is not measured again: %s", base.version, error)
-        return None
+        return None, f"expected version {base.version} to be measured too, found: {str(error).rstrip('.')}"
 
 
 def _record(version: Version, now: Measurement, reasons: Sequence[str]) -> Version:
     with connect() as connection:
+        # A late try of a part may have written since it was finished: what was measured must be what is there.
+        index_tables.lock_building(connection, version)
+        index_tables.require_whole(connection, version)
         _update(connection, version.version, "refused" if reasons else "checked", now.means)
         return index_tables.get(connection, version.version)
 

@@ -19,6 +19,7 @@ from tasks.errors import SettingsError, nearest
 from tasks.settings import Settings, changed_settings, repository_path
 
 DEFAULT = "default"
+TUNING = "tuning"  # what tune-index builds is of this one, which no file may name
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # Settings that a corpus may say for itself.
 OVERRIDES = (
@@ -55,9 +56,9 @@ def load_corpora(path: str) -> dict[str, Corpus]:
 
 
 def _corpus(file: str, name: Any, entry: Any) -> Corpus:
-    if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(entry, dict):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == TUNING or not isinstance(entry, dict):
         raise SettingsError(
-            f"expected entries of {file} named by small letters, digits and _, found {name!r}: {entry!r:.80}. Next: rename it."
+            f"expected entries of {file} named by small letters, digits and _, and not {TUNING}, found {name!r}: {entry!r:.80}. Next: rename it."
         )
     for key in entry:
         if key not in (*_OTHERS, *OVERRIDES):
@@ -77,7 +78,7 @@ def _corpus(file: str, name: Any, entry: Any) -> Corpus:
 def name_of(settings: Settings, wanted: str) -> str:
     """Return the name of the corpus that a name or URI stands for. Raises SettingsError for an unknown name."""
     corpora = load_corpora(settings.corpora)
-    if wanted in corpora:
+    if wanted in corpora or wanted == DEFAULT:  # there is a default corpus whether the file names it or not
         return wanted
     if NAME.fullmatch(wanted) and not repository_path(wanted).is_dir():
         raise SettingsError(
@@ -98,11 +99,11 @@ def source_of(settings: Settings, wanted: str | None = None) -> str:
     """Return where the documents of a corpus are: `wanted` as in `settings_of`. Raises SettingsError."""
     wanted = wanted or settings.corpus
     corpora, name = load_corpora(settings.corpora), name_of(settings, wanted)
-    if wanted not in corpora:
+    if wanted not in (*corpora, DEFAULT):
         return wanted
     # The setting is the source of `default`, unless it names a corpus itself.
-    own = settings.corpus if name == DEFAULT and settings.corpus not in corpora else None
-    source = corpora[name].source or own
+    own = settings.corpus if name == DEFAULT and settings.corpus not in (*corpora, DEFAULT) else None
+    source = corpora.get(name, Corpus(name)).source or own
     if source is None:
         raise SettingsError(
             f"expected a source of the corpus {name!r}, found none. Next: add `source` in {Path(settings.corpora).name}."

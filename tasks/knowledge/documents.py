@@ -28,7 +28,7 @@ _REFUSED = {"uri": 'text COLLATE "C"', "rule": "text", "same_as": "text", "conte
 
 def manifests(context: StageContext) -> list[Manifest]:
     """Return the verified manifests of the parts of `read_documents`. Raises ManifestError when one is missing."""
-    return context.parts("read_documents", len(context.inputs["list_documents"].facts["parts"]))
+    return context.parts("read_documents", context.inputs["list_documents"].facts["parts"])
 
 
 def load(context: StageContext, connection: Connection, parts: list[Manifest]) -> None:

@@ -1,68 +1,77 @@
 """Erase one document: from the index, its copies and its traces; and say what had been built on it.
 
-Reads and writes the tables of chunks, `documents`, `embedding_cache`, `quarantine`, `acceptances`, `requests`; deletes objects below
-`s3://BUCKET/quarantine/` and those objects of run folders that hold the document's text. Adds a row to `erasures`, which keeps
-the document from coming back: a sync passes it over, a dataset is not built from it. Datasets, models and releases that were built
-on it are listed, not changed: they are evidence, and whether to train again is a person's decision. Safe to repeat: objects go first, rows
-and the audit row in one transaction. Backups made before still hold the document until they are retired (docs/backup.md).
+Adds a row to `erasures` first, which keeps the document from coming back: a sync passes it over, a dataset is not built from it,
+and a sync that runs meanwhile cannot make it serve. Then deletes the objects that hold its text, below `s3://BUCKET/quarantine/`,
+`teacher/` and in run folders, and in one transaction the rows (tasks.knowledge.erasure_rows), and completes the audit row; one
+that says nothing was removed is of an erasure that was cut off. Datasets, models and releases that were built on it are listed,
+not changed: they are evidence, and whether to train again is a person's decision. Safe to repeat. What stays: docs/knowledge.md.
 Fails with `DataError` when nothing of that document is known.
 """
 
-import json
-import logging
-from collections.abc import Iterator
+import getpass
+import os
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from tasks.database import Connection, connect, pgvector_version
+from tasks.database import Connection, connect
 from tasks.errors import DataError
 from tasks.knowledge import index_tables
+from tasks.knowledge.erasure_rows import copies_of, delete_rows, delete_unused_vectors, versions_with
 from tasks.knowledge.index_tables import Version
+from tasks.knowledge.traces import naming
 from tasks.settings import Settings
 from tasks.storage import Storage
 
-log = logging.getLogger(__name__)
-
-_SAFE_DELETES = (0, 8, 4)  # before it, a vacuum after a deletion could harm an HNSW index
 # Outputs of stages that hold texts of documents or say which they are, by the stage's folder in a run.
 _TEXTS = ("read_documents/", "index_documents/", "validate_documents/", "build_dataset/", "validate_dataset/")
+_NO_REASON = "no reason given"
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """What was removed (counts by place), and what had been built on the document."""
+    """What was removed (counts by place), what had been built on the document, and which others have its text."""
 
     removed: dict[str, int]
     built_on: dict[str, list[Any]]
+    copies: list[str]
 
 
 def erase(settings: Settings, storage: Storage, corpus: str, uri: str, by: str, reason: str) -> Erasure:
     """Erase the document `uri` of `corpus`. Raises DataError when nothing of it is known."""
     bucket = f"s3://{settings.s3_bucket}"
     with connect() as connection:
-        versions = _versions_with(connection, corpus, uri)
-        bodies = _bodies(connection, corpus, uri)
-        known = _known(connection, corpus, uri)
-    datasets = sorted({place.split("/")[4] for place in _naming(storage, f"{bucket}/datasets/", uri)})
-    traces = list(_naming(storage, f"{bucket}/runs/", uri, _TEXTS))
-    if not (versions or bodies or known or datasets or traces):
+        number, before = _begin(connection, corpus, uri, by, reason)
+        places = _bodies(connection, corpus, uri)
+    datasets = sorted({place.split("/")[4] for place in naming(storage, f"{bucket}/datasets/", uri)})
+    places += naming(storage, f"{bucket}/runs/", uri, _TEXTS)
+    places += naming(storage, f"{bucket}/teacher/", uri, suffix=".json")
+    objects = sum(storage.delete_prefix(place) for place in places)
+    with connect() as connection:
+        index_tables.lock_current(connection, corpus)  # no version is switched to, or dropped, until this is committed
+        versions = versions_with(connection, corpus, uri)
+        built_on = _built_on(connection, [one.version for one in versions if one.corpus == corpus], datasets)
+        copies = copies_of(connection, corpus, uri)
+        removed = {"objects": objects, **delete_rows(connection, versions, corpus, uri)}
+        known = before or bool(datasets) or any(removed.values())
+        if known:
+            removed["cached_vectors"] = delete_unused_vectors(connection)
+            connection.execute(
+                "UPDATE erasures SET removed = %s, built_on = %s WHERE id = %s",
+                (Jsonb(removed), Jsonb(built_on), number),
+            )
+        else:
+            connection.execute("DELETE FROM erasures WHERE id = %s", (number,))
+    if not known:
         raise DataError(
             f"expected a document {uri!r} in the corpus {corpus!r}, its quarantine, a dataset or a run, found none. "
             "Next: write the URI as `python -m tasks search` shows it."
         )
-    objects = sum(storage.delete_prefix(place) for place in [*bodies, *traces])
-    with connect() as connection:
-        built_on = _built_on(connection, [version.version for version in versions], datasets)
-        removed = {"objects": objects, **_delete_rows(connection, versions, corpus, uri)}
-        connection.execute(
-            "INSERT INTO erasures (corpus, uri, requested_by, reason, removed, built_on) VALUES (%s, %s, %s, %s, %s, %s)",
-            (corpus, uri, by, reason, Jsonb(removed), Jsonb(built_on)),
-        )
     _vacuum(settings, [version.table_name for version in versions])
-    return Erasure(removed, built_on)
+    return Erasure(removed, built_on, copies)
 
 
 def erased(connection: Connection, corpus: str) -> set[str]:
@@ -70,19 +79,25 @@ def erased(connection: Connection, corpus: str) -> set[str]:
     return {row["uri"] for row in connection.execute("SELECT uri FROM erasures WHERE corpus = %s", (corpus,))}
 
 
-def _versions_with(connection: Connection, corpus: str, uri: str) -> list[Version]:
-    """Return the index versions whose table holds the document."""
-    rows = connection.execute(
-        "SELECT version FROM index_versions WHERE corpus = %s AND status <> 'retired' ORDER BY version", (corpus,)
-    ).fetchall()
-    found = [index_tables.get(connection, row["version"]) for row in rows]
-    query = sql.SQL("SELECT 1 FROM {} WHERE document_uri = %s LIMIT 1")
-    return [version for version in found if connection.execute(query.format(version.table), (uri,)).fetchone()]
+def erased_in(connection: Connection, version: Version) -> str | None:
+    """Return an erased document that an index version holds all the same; None where there is none."""
+    query = sql.SQL(
+        "SELECT uri FROM erasures e WHERE corpus = %s AND EXISTS (SELECT FROM {} c WHERE c.document_uri = e.uri) LIMIT 1"
+    )
+    row = connection.execute(query.format(version.table), (version.corpus,)).fetchone()
+    return str(row["uri"]) if row else None
 
 
-def _known(connection: Connection, corpus: str, uri: str) -> bool:
-    query = "SELECT 1 FROM documents WHERE corpus = %s AND uri = %s UNION ALL SELECT 1 FROM quarantine WHERE corpus = %s AND item = %s"
-    return connection.execute(query, (corpus, uri, corpus, uri)).fetchone() is not None
+def _begin(connection: Connection, corpus: str, uri: str, by: str, reason: str) -> tuple[int, bool]:
+    """Add the audit row; return its number, and whether the document was erased before."""
+    before = uri in erased(connection, corpus)
+    row = connection.execute(
+        "INSERT INTO erasures (corpus, uri, requested_by, reason, removed, built_on) VALUES (%s, %s, %s, %s, '{}', '{}') "
+        "RETURNING id",
+        (corpus, uri, by, reason),
+    ).fetchone()
+    assert row is not None
+    return int(row["id"]), before
 
 
 def _bodies(connection: Connection, corpus: str, uri: str) -> list[str]:
@@ -93,14 +108,6 @@ def _bodies(connection: Connection, corpus: str, uri: str) -> list[str]:
         {"corpus": corpus, "uri": uri},
     )
     return [row["body_uri"] for row in rows]
-
-
-def _naming(storage: Storage, prefix: str, uri: str, within: tuple[str, ...] = ("",)) -> Iterator[str]:
-    """Yield the objects of rows (.jsonl) below a prefix that name the document."""
-    needle = json.dumps(uri, ensure_ascii=False).encode()
-    for place, _size, _etag in storage.list(prefix):
-        if place.endswith(".jsonl") and any(part in place for part in within) and storage.contains(place, needle):
-            yield place
 
 
 def _built_on(connection: Connection, versions: list[int], datasets: list[str]) -> dict[str, list[Any]]:
@@ -120,91 +127,41 @@ def _built_on(connection: Connection, versions: list[int], datasets: list[str]) 
     }
 
 
-def _delete_rows(connection: Connection, versions: list[Version], corpus: str, uri: str) -> dict[str, int]:
-    """Delete every row about the document; return how many, by table."""
-    removed = {"chunks": 0, "cached_vectors": 0}
-    hashes: set[str] = set()
-    for version in versions:
-        rows = connection.execute(
-            sql.SQL("SELECT chunk_sha256 FROM {} WHERE document_uri = %s").format(version.table), (uri,)
-        )
-        hashes |= {row["chunk_sha256"] for row in rows}
-        removed["chunks"] += _delete_chunks(connection, version, uri)
-    removed["cached_vectors"] = _delete_vectors(connection, corpus, hashes)
-    statements = {
-        "documents": "DELETE FROM documents WHERE corpus = %(corpus)s AND uri = %(uri)s",
-        "quarantine": "DELETE FROM quarantine WHERE corpus = %(corpus)s AND (item = %(uri)s OR starts_with(item, %(uri)s || '#'))",
-        "requests": (
-            "UPDATE requests SET hits = (SELECT coalesce(jsonb_agg(hit), '[]') FROM jsonb_array_elements(hits) AS hit "
-            "WHERE hit->>'document_uri' <> %(uri)s) WHERE hits @> jsonb_build_array(jsonb_build_object('document_uri', %(uri)s::text))"
-        ),
-    }
-    for name, statement in statements.items():
-        removed[name] = connection.execute(statement.encode(), {"corpus": corpus, "uri": uri}).rowcount
-    return removed
-
-
-def _delete_chunks(connection: Connection, version: Version, uri: str) -> int:
-    """Delete the document's chunks; with a pgvector whose vacuum may harm an index, that is dropped before and built after."""
-    rebuild = pgvector_version(connection) < _SAFE_DELETES and version.status not in ("building",)
-    if rebuild:
-        index_tables.drop_indexes(connection, version)
-    count = connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = %s").format(version.table), (uri,)).rowcount
-    if rebuild:
-        index_tables.build_indexes(connection, version)
-    connection.execute(
-        sql.SQL(
-            "UPDATE index_versions SET documents = documents - 1, chunks = chunks - %s WHERE version = %s AND documents > 0"
-        ),
-        (count, version.version),
-    )
-    return count
-
-
-def _delete_vectors(connection: Connection, corpus: str, hashes: set[str]) -> int:
-    """Delete cached vectors of chunks that no other document has."""
-    rows = connection.execute("SELECT version FROM index_versions WHERE status <> 'retired'").fetchall()
-    kept: set[str] = set()
-    for row in rows:
-        version = index_tables.get(connection, row["version"])
-        query = sql.SQL("SELECT DISTINCT chunk_sha256 FROM {} WHERE chunk_sha256 = ANY(%s)").format(version.table)
-        kept |= {found["chunk_sha256"] for found in connection.execute(query, (sorted(hashes),))}
-    return connection.execute(
-        "DELETE FROM embedding_cache WHERE chunk_sha256 = ANY(%s)", (sorted(hashes - kept),)
-    ).rowcount
-
-
 def _vacuum(settings: Settings, tables: list[str]) -> None:
     """Let Postgres overwrite what was deleted: a deleted row stays in its file until then."""
-    import psycopg
-
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
-        for table in [*tables, "documents", "quarantine", "embedding_cache"]:
+        for table in [*tables, "documents", "quarantine", "embedding_cache", "requests"]:
             connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier(table)))
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m tasks erase --document URI --by WHO --reason WHY [--corpus NAME]`: erase a document everywhere."""
+    """`python -m tasks erase --document URI [--by WHO] [--reason WHY] [--corpus NAME]`: erase a document everywhere."""
     from tasks.__main__ import parse_options
     from tasks.errors import OptionError
     from tasks.settings import settings
 
     given = parse_options(arguments)
-    if {"document", "by", "reason"} - set(given) or set(given) - {"document", "by", "reason", "corpus"}:
+    if not given.get("document") or set(given) - {"document", "by", "reason", "corpus"}:
         raise OptionError(
-            f"expected --document URI --by WHO --reason WHY [--corpus NAME], found {sorted(given)}. Next: correct the command."
+            f"expected --document URI [--by WHO] [--reason WHY] [--corpus NAME], found {sorted(given)}. Next: correct the command."
         )
-    own = settings()
-    done = erase(
-        own,
-        Storage(own.s3_endpoint_url),
-        given.get("corpus", "default"),
-        given["document"],
-        given["by"],
-        given["reason"],
-    )
+    own, by = settings(), given.get("by", "").strip() or _user()
+    reason = given.get("reason", "").strip() or _NO_REASON
+    storage, corpus = Storage(own.s3_endpoint_url), given.get("corpus", "default")
+    done = erase(own, storage, corpus, given["document"], by, reason)
     print(f"erased {given['document']}: " + ", ".join(f"{count} {name}" for name, count in done.removed.items()))
     for name, found in done.built_on.items():
         print(f"  {name.replace('_', ' ')} built on it: {', '.join(map(str, found)) or 'none'}")
+    print(f"  copies of it, to be erased too: {', '.join(done.copies) or 'none'}")
+    print(f"  asked for by {by}: {reason}")
     print("Backups made before now still hold it until they are retired. To train without it: trigger fine_tune.")
+    print("If a sync was running, it ends in an error, and may have written texts meanwhile: erase once more after it.")
     return 0
+
+
+def _user() -> str:
+    """Return the operating system's user; its number where it has no name, as in some pods."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"

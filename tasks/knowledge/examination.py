@@ -5,9 +5,9 @@ and for the training examples made from a corpus, so that all three judge alike.
 document: that is a rejection.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tasks.knowledge import quarantine
@@ -15,11 +15,14 @@ from tasks.knowledge.cache import text_sha256
 from tasks.knowledge.extraction import Extract
 from tasks.knowledge.quarantine import Rejection
 from tasks.knowledge.sources import DocumentRefused
-from tasks.screening import Policy, carry, load_policy, screen
+from tasks.screening import Policy, Screened, carry, load_policy, screen
 from tasks.settings import Settings
-from tasks.validation import validate
+from tasks.validation import load_suite, validate
 
 SUITE = "documents"
+_HUGE, _NUL = "text_is_not_huge", "text_has_no_nul"
+_LONGEST = 1_000  # characters of a heading or a value of metadata: every chunk has a copy
+_TO_EXCERPT = 10_000  # characters that are screened for the excerpt of a text that is not
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def examine(
 
     `settings` name the models that some rules need; without them those rules look for nothing.
 
-    Screening comes before the suite, so that no reason or excerpt of its rules repeats a secret.
+    Screening comes before the suite, so that no reason or excerpt of its rules repeats a secret; but nothing that is too
+    long for the suite is screened.
     """
     found, policy = Examination(), load_policy(settings=settings)
     rows: list[dict[str, Any]] = []
@@ -70,7 +74,14 @@ def examine(
         except DocumentRefused as refused:
             found.rejected.append(Rejection(body.uri, refused.rule, refused.reason, ""))
             continue
-        row = _screened(body, extract, _without(policy, allowed), found)
+        if _NUL in allowed:  # Postgres takes none; one for one, so that the sections stay where they are
+            extract = replace(extract, text=extract.text.replace("\x00", "\ufffd"))
+        own = _without(policy, allowed)
+        if _HUGE not in allowed and (reason := _too_long(extract)):
+            excerpt = screen(extract.text[:_TO_EXCERPT], own).text
+            found.rejected += quarantine.rejections(body.uri, excerpt, {_HUGE: reason})
+            continue
+        row = _screened(body, extract, own, found)
         if row is not None:
             rows.append(row | {"allowed": allowed})
     for row, broken in zip(rows, validate(SUITE, rows).rows, strict=True):
@@ -83,39 +94,84 @@ def examine(
     return found
 
 
+def _too_long(extract: Extract) -> str | None:
+    """Return why a document is too long to be looked at: all that it says counts, hidden or not."""
+    rule = next((one for one in load_suite(SUITE)["expectations"] if one["meta"]["rule"] == _HUGE), None)
+    length = sum(map(len, (extract.text, extract.title, extract.hidden, *extract.metadata.values())))
+    if rule is None or length <= rule["kwargs"]["max_value"]:
+        return None
+    return f"expected {rule['meta']['expected']}, found {length:,} (with title, metadata and what is hidden)"
+
+
+class _Beside:
+    """The short texts that stand beside a document's text: each as the policy lets it pass, and what was found in it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = _without(policy, frozenset({"language"}))  # a title is no sample of one
+        self.found: dict[str, Screened] = {}
+
+    def clean(self, text: str) -> str:
+        """Return a text screened; of these no rule would say that they hold NUL."""
+        if text not in self.found:
+            self.found[text] = screen(text.replace("\x00", ""), self._policy)
+        return self.found[text].text
+
+
 def _screened(body: Body, extract: Extract, policy: Policy, found: Examination) -> dict[str, Any] | None:
     """Return the row of a document as the policy lets it pass; None, and its rejections, where it does not."""
-    outcome = screen(extract.text, policy, hidden=extract.hidden, format=extract.format)
-    if outcome.blocked:
-        found.rejected += quarantine.rejections(body.uri, outcome.text, outcome.blocked)
-        return None
-    if outcome.hits:
-        found.redactions[body.uri] = dict(sorted(outcome.hits.items()))
-    # Short texts that stand beside the text, or in it again; of these no rule would say that they hold NUL.
-    clean = cache(lambda text: screen(text.replace("\x00", ""), policy).text)
+    outcome, beside = screen(extract.text, policy, hidden=extract.hidden, format=extract.format), _Beside(policy)
+    title, metadata = (
+        beside.clean(extract.title),
+        {name: beside.clean(value) for name, value in extract.metadata.items()},
+    )
+    hits = Counter(outcome.hits)
+    for side, screened in beside.found.items():
+        if side not in extract.text:  # else it was counted there
+            hits.update(screened.hits)
     starts = carry([section.start for section in extract.sections], outcome.edits)
     sections = [
         {
             "start": start,
-            "headings": [clean(heading) if outcome.hits else heading for heading in section.headings],
+            # They stand in the text again: where nothing was found there, nothing is in them.
+            "headings": [_short(beside.clean(heading) if outcome.hits else heading) for heading in section.headings],
             "page": section.page,
             "kind": section.kind,
         }
         for section, start in zip(extract.sections, starts, strict=True)
     ]
+    blocked = {
+        rule: (reason, part.text) for part in (*beside.found.values(), outcome) for rule, reason in part.blocked.items()
+    }
+    if blocked:
+        for rule, (reason, text) in blocked.items():
+            found.rejected += quarantine.rejections(body.uri, text, {rule: reason})
+        return None
+    if hits:
+        found.redactions[body.uri] = dict(sorted(hits.items()))
     return {
         "uri": body.uri,
-        "title": clean(extract.title),
+        "title": title,
         "text": outcome.text,
         "format": extract.format,
         "sections": sections,
-        "metadata": {name: clean(value) for name, value in extract.metadata.items()},
+        "metadata": _shortened(metadata),
         "invalid_bytes": extract.invalid_bytes,
         "content_sha256": body.content_sha256,
         "text_sha256": text_sha256(outcome.text),
         "bytes": len(body.body),
         "stamp": body.stamp,
     }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _shortened(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata with short values; `shortened` names those that were longer."""
+    longer = [name for name, value in metadata.items() if len(value) > _LONGEST]
+    short = {name: _short(value) for name, value in metadata.items()}
+    return short | {"shortened": ", ".join(longer)} if longer else short
 
 
 def _without(policy: Policy, rules: frozenset[str]) -> Policy:

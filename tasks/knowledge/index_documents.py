@@ -3,8 +3,9 @@
 Reads the documents of one part of `read_documents`, but for the copies that `validate_documents` found, and the table
 `embedding_cache`. Writes the chunks into the table of the run's index version (new rows, each document whole, in one
 transaction), new vectors into the cache, chunks that break a rule into `quarantine`. Batch by batch: memory does not grow
-with the part. Run twice, or by two at once, it ends with the same rows. Fails with `DataError` when the run's version
-already serves, and `OptionError` without a part.
+with the part, only with the number of copies. Run twice, or by two at once, it ends with the same rows; a version that was
+checked before is building again, and has to be checked again. Fails with `DataError` when the run's version already
+serves, `TryAgain` when another try has finished it meanwhile, and `OptionError` without a part.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from tasks.contracts import Manifest, manifest_uri
 from tasks.database import connect
 from tasks.errors import OptionError
 from tasks.knowledge import corpora, index_tables, quarantine
@@ -25,7 +27,7 @@ from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_set
 from tasks.validation import validate
 
 SUITE, REPEATED = "chunks", "chunk_is_new"
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 50, 1_000_000
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 50, 1_000_000
 
 
 class Options(StageOptions):
@@ -35,6 +37,7 @@ class Options(StageOptions):
     chunk_tokens: int = from_setting("chunk_tokens", "Largest chunk, in tokens of the embedder")
     chunk_overlap: int = from_setting("chunk_overlap", "Tokens a chunk repeats of the one before it")
     near_duplicate_similarity: float = from_setting("near_duplicate_similarity", "From where on chunks are copies")
+    parts_at_once: int = 1  # the launcher's bound, which the DAG tells; by hand one part runs after another
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -46,9 +49,12 @@ def run(context: StageContext, options: Options) -> StageResult:
     chunker = make_chunker(options.chunker, tokenizer, options.chunk_tokens, max_tokens, options.chunk_overlap)
     with connect() as connection:
         version = index_tables.begin(connection, context.run, listed)
+    # What an earlier try measured is not true of the rows that are written now: it is measured again.
+    context.storage.delete_prefix(manifest_uri(context.run, "check_index"))
     counts: Counter[str] = Counter(documents=0, chunks=0, quarantined=0)
-    cache = EmbeddingCache(context.settings, listed["embedder"], _threads(context))
-    for batch in _batches(context):
+    cache = EmbeddingCache(context.settings, listed["embedder"], _threads(context, options.parts_at_once))
+    part = context.storage.require_manifest(context.run, "read_documents", context.part)
+    for batch, seen in _batches(context, part):
         rows = [row for document in batch for row in chunk_rows(chunker, document)]
         rows, rejected = apply_rules(rows, options.chunk_tokens, options.near_duplicate_similarity)
         vectors = cache.vectors(row["embedded"] for row in rows).by_sha256
@@ -61,35 +67,34 @@ def run(context: StageContext, options: Options) -> StageResult:
                 ({**row, "embedding": vectors[row["chunk_sha256"]]} for row in rows),
             )
         counts.update(documents=len(batch), chunks=len(rows), quarantined=len({one.item for one in rejected}))
-        context.progress(counts["chunks"], counts["chunks"] + 1, "chunks")
+        context.progress(seen, part.counts["good"], "documents")
     counts.update(embedded=cache.embedded, from_cache=cache.from_cache, truncated=cache.truncated)
     return StageResult(counts=dict(counts), facts={"version": version.version})
 
 
-def _batches(context: StageContext) -> Iterator[list[dict[str, Any]]]:
-    """Yield the documents of the part, copies left out, as many as fit a batch."""
-    part = context.storage.require_manifest(context.run, "read_documents", context.part)
+def _batches(context: StageContext, part: Manifest) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Yield the documents of the part, copies left out, as many as fit a batch; and how many were seen, copies too."""
     copies = {row["uri"] for row in context.storage.get_rows(context.input("validate_documents", "copies"))}
     batch: list[dict[str, Any]] = []
-    size = 0
-    for document in context.storage.get_rows(part.outputs["documents"]):
+    size = seen = 0
+    for seen, document in enumerate(context.storage.get_rows(part.outputs["documents"]), start=1):
         if document["uri"] in copies:
             continue
         batch.append(document)
         size += len(document["text"])
-        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
-            yield batch
+        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+            yield batch, seen
             batch, size = [], 0
     if batch:
-        yield batch
+        yield batch, seen
 
 
-def _threads(context: StageContext) -> int | None:
+def _threads(context: StageContext, at_once: int) -> int | None:
     """Return this part's share of the cores where parts run beside each other on one machine; a pod has its own."""
     if context.settings.launcher != "process":
         return None
     parts = len(context.inputs["validate_documents"].facts["parts"])
-    return max(1, (os.cpu_count() or 1) // parts)
+    return max(1, (os.cpu_count() or 1) // min(parts, at_once))
 
 
 def chunk_rows(chunker: Chunker, document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -110,6 +115,8 @@ def chunk_rows(chunker: Chunker, document: dict[str, Any]) -> list[dict[str, Any
             "end": chunk.end,
             "headings": list(chunk.headings),
             "page": chunk.page,
+            "last_page": chunk.last_page,
+            "covered": list(chunk.covered),
             "metadata": {"format": document["format"], **document["metadata"]},
             "chunk_sha256": text_sha256(chunk.embedded),
             "embedded": chunk.embedded,

@@ -2,14 +2,15 @@
 
 Reads the source's listing (no document's bytes), the tables `documents`, `erasures`, `index_versions`, and the golden
 questions. Writes `plan`, one row a document with its change (`tasks.knowledge.reconciliation`), and `read-NNNN`, the
-documents that part NNNN of `read_documents` reads. Fails with `CorpusError` when the source cannot be read or lists
+documents that part NNNN of `read_documents` reads. Tells of golden documents that are not listed, and of questions asked
+twice (`golden_missing`, `golden_repeated`). Fails with `CorpusError` when the source cannot be read or lists
 nothing, with `DataError` when a golden question can have no answer; is refused when more documents are gone than a
-sync may remove, even if each new one were a moved one.
+sync may remove, even if each new one, and each copy of one that is gone, were a moved one.
 """
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from tasks.contracts import Artifact
@@ -18,7 +19,7 @@ from tasks.errors import CorpusError
 from tasks.knowledge import corpora, index_tables, reconciliation
 from tasks.knowledge.embedders import dimensions
 from tasks.knowledge.pipeline import pipeline
-from tasks.knowledge.retrieval import load_questions, require_known
+from tasks.knowledge.retrieval import GoldenQuestion, load_questions, repeated, require_known
 from tasks.knowledge.sources import open_source
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 
@@ -33,6 +34,7 @@ class Options(StageOptions):
     max_removal_share: float = from_setting("max_removal_share", "Share of the documents one sync may remove")
     shard_documents: int = from_setting("shard_documents", "Documents in one part")
     max_shards: int = from_setting("max_shards", "Most parts of one sync")
+    max_document_mb: float = from_setting("max_document_mb", "Larger documents are quarantined unread (MB)")
     confirm_removal: Literal["no", "yes"] = "no"
 
 
@@ -42,7 +44,9 @@ def run(context: StageContext, options: Options) -> StageResult:
         corpora.name_of(context.settings, options.corpus),
         corpora.source_of(context.settings, options.corpus),
     )
-    made_with = pipeline(context.settings)
+    with connect() as connection:
+        serving = index_tables.current(connection, name)
+    made_with = pipeline(context.settings, serving.embedder if serving else None)
     questions = load_questions(options.golden_questions, context.storage)
     with connect() as connection:
         place = open_source(source, context.storage)
@@ -51,21 +55,24 @@ def run(context: StageContext, options: Options) -> StageResult:
             raise CorpusError(
                 f"expected documents in {source}, found none. Next: correct MILLRACE_CORPUS, or add some."
             )
-        require_known(questions, _listed(connection, questions), options.golden_questions)
+        others = _golden(connection, questions, options.golden_questions) | _ignored(place)
         base = index_tables.current(connection, name)
         fingerprint = made_with.fingerprint
         same_pipeline = base is not None and base.fingerprint == fingerprint
-        counts = reconciliation.compare(connection, name, fingerprint if same_pipeline else None)
+        counts = reconciliation.compare(
+            connection, name, fingerprint if same_pipeline else None, int(options.max_document_mb * 1_000_000)
+        )
         indexed = reconciliation.indexed_documents(connection, name)
         to_read = counts["new"] + counts["changed"]
         parts = min(options.max_shards, math.ceil(to_read / options.shard_documents))
         outputs = _write(context, connection, parts)
+        kept = counts["new"] + reconciliation.copies_of_gone(connection)
         _warn_of_others(connection, name, context.run)
-    lost = max(0, counts["gone"] - counts["new"]) / max(1, indexed)
+    lost = max(0, counts["gone"] - kept) / max(1, indexed)
     refused = lost > options.max_removal_share and options.confirm_removal == "no"
     return StageResult(
         outputs=outputs,
-        counts={"documents": listing.documents, "indexed": indexed, "to_read": to_read, **counts, **_ignored(place)},
+        counts={"documents": listing.documents, "indexed": indexed, "to_read": to_read, **counts, **others},
         metrics={"removal_share": lost},
         facts={
             "corpus": name,
@@ -94,10 +101,14 @@ def removal_reason(removed: int, indexed: int, allowed: float, source: str) -> s
     )
 
 
-def _listed(connection: Connection, questions: Any) -> set[str]:
-    """Return those documents of the golden questions that the source lists."""
+def _golden(connection: Connection, questions: Sequence[GoldenQuestion], place: str) -> dict[str, int]:
+    """Tell what is wrong with the golden questions, and count it. Raises DataError where one has no document."""
     wanted = sorted({uri for question in questions for uri in question.documents})
-    return {row["uri"] for row in connection.execute("SELECT uri FROM listing WHERE uri = ANY(%s)", (wanted,))}
+    listed = {row["uri"] for row in connection.execute("SELECT uri FROM listing WHERE uri = ANY(%s)", (wanted,))}
+    missing, twice = require_known(questions, listed, place), repeated(questions)
+    for sentence in (*missing, *twice):
+        log.warning("%s", sentence)
+    return {"golden_missing": len(missing), "golden_repeated": len(twice)}
 
 
 def _write(context: StageContext, connection: Connection, parts: int) -> dict[str, Artifact]:

@@ -1,6 +1,6 @@
 """What an index version is made with: extractors, rules, screening policy, chunker and its options, embedder, kind of index.
 
-Reads settings, the suites of expectations, the screening policy and the embedder's weights (their digest). Writes nothing.
+Reads settings, the suites of expectations, the screening policy and the embedder's folder (its digest). Writes nothing.
 Two versions with equal fingerprints hold equal chunks for equal documents, so that an unchanged document
 is copied from one to the next; any change here makes every document anew (the cache of embeddings still
 serves chunks whose text and embedder are the same).
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from tasks.contracts import digest
 from tasks.knowledge import chunking
-from tasks.knowledge.embedders import identity
+from tasks.knowledge.embedders import identity, tokenizer_digest
 from tasks.knowledge.extraction import extractor
 from tasks.screening import load_policy
 from tasks.settings import Settings
@@ -29,6 +29,7 @@ class Pipeline:
     chunker: str
     chunk_rules: str
     embedder: str
+    tokenizer: str | None  # of an endpoint; any other is part of `embedder`
     vector_type: str
     text_search: str
 
@@ -38,8 +39,8 @@ class Pipeline:
         return digest(asdict(self))
 
 
-def pipeline(settings: Settings) -> Pipeline:
-    """Return the pipeline that the settings ask for."""
+def pipeline(settings: Settings, current: str | None = None) -> Pipeline:
+    """Return the pipeline that the settings ask for; `current` is the embedder of the corpus' current version."""
     return Pipeline(
         extractor=extractor(),
         document_rules=digest(load_suite("documents")["expectations"]),
@@ -48,7 +49,8 @@ def pipeline(settings: Settings) -> Pipeline:
         near_duplicate_similarity=settings.near_duplicate_similarity,
         chunker=chunking.fingerprint(settings.chunker, settings.chunk_tokens, settings.chunk_overlap),
         chunk_rules=digest(load_suite("chunks")["expectations"]),
-        embedder=identity(settings),
+        embedder=identity(settings, current=current),
+        tokenizer=tokenizer_digest(settings),
         vector_type=settings.vector_type,
         text_search=settings.text_search,
     )

@@ -1,17 +1,24 @@
 """The table `quarantine`: what was rejected, by which rule and why; and `acceptances`, where a person stands for it all the same.
 
-Writes rows once a run, item and rule; a rerun replaces the reason. The bytes of a rejected document are kept beside it
+Writes rows once a run, item and rule; a rerun replaces the reason. A row is `held` until a person decides, or a later sync
+settles it (`superseded`). The bytes of a rejected document are kept beside it
 (`keep`), so that it can be looked at again, or shown, without its source. Fails only as the database and S3 do.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.database import Connection
 from tasks.storage import Storage
 
 _EXCERPT = 300
+_FOUND = ", found"  # behind it a reason may quote the document
+# Of a row `q`: another run has judged its document since.
+_JUDGED_AGAIN = (
+    "EXISTS (SELECT FROM quarantine n WHERE n.kind = q.kind AND n.corpus = q.corpus AND n.item = q.item AND n.id > q.id "
+    "AND n.run <> q.run)"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,37 @@ def record(
 def rejections(item: str, text: str, broken: Mapping[str, str]) -> list[Rejection]:
     """Return the rejections of one item from what a validation report says of its row."""
     return [Rejection(item, rule, reason, text[:_EXCERPT]) for rule, reason in broken.items()]
+
+
+def unquoted(reason: str) -> str:
+    """Return a reason without what was found, which may be words of the document."""
+    return reason.partition(_FOUND)[0]
+
+
+def latest(connection: Connection, corpus: str | None = None, rule: str | None = None) -> list[dict[str, Any]]:
+    """Return the held rejections of documents, one a document: of the run that judged it last, its newest that fits."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (corpus, item) * FROM quarantine q WHERE kind = 'document' AND status = 'held' "
+        "AND corpus = coalesce(%(corpus)s, corpus) AND rule = coalesce(%(rule)s, rule) "
+        f"AND NOT {_JUDGED_AGAIN} ORDER BY corpus, item, id DESC".encode(),
+        {"corpus": corpus, "rule": rule},
+    )
+    return list(rows)
+
+
+def supersede(connection: Connection, corpus: str, run: str) -> None:
+    """Close held rejections of documents that the sync `run` settled: indexed, listed no longer, or judged again since.
+
+    Reads the temporary table `plan` of the caller (tasks.knowledge.documents) and `documents` as the sync leaves it.
+    """
+    connection.execute(
+        "UPDATE quarantine q SET status = 'superseded', decided_at = now(), note = %(note)s "
+        "WHERE kind = 'document' AND corpus = %(corpus)s AND status = 'held' AND ("
+        "NOT EXISTS (SELECT FROM plan p WHERE p.uri = q.item AND p.change <> 'gone') "
+        "OR EXISTS (SELECT FROM documents d WHERE d.corpus = q.corpus AND d.uri = q.item AND d.status = 'indexed') "
+        f"OR {_JUDGED_AGAIN})".encode(),
+        {"corpus": corpus, "note": f"indexed, gone or judged again by {run}"},
+    )
 
 
 def keep(storage: Storage, bucket: str, corpus: str, content_sha256: str, body: bytes) -> str:

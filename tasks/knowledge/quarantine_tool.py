@@ -6,29 +6,35 @@
 | `python -m tasks quarantine show ID` | one rejection: rule, reason, excerpt, where its bytes are |
 | `python -m tasks quarantine replay [ID] [--corpus NAME] [--rule RULE]` | look at held documents again, by today's rules |
 | `python -m tasks quarantine accept ID --by WHO --note WHY` | take this document, as it is, against that rule |
-| `python -m tasks quarantine purge ID --by WHO --note WHY` | delete the bytes and the excerpt; the row stays |
+| `python -m tasks quarantine purge ID --by WHO --note WHY` | delete the bytes and what quotes them; the row stays |
 
-Reads and writes the tables `quarantine`, `acceptances` and `documents`, and the bytes under `s3://BUCKET/quarantine/`. A
-document that passes, or is accepted, is indexed by the next sync, from the bytes kept. Fails with `OptionError` for a wrong
+Reads and writes the tables `quarantine`, `acceptances` and `documents`, and the bytes under `s3://BUCKET/quarantine/`; purge
+also deletes the lists of rejections that name the document in the folders of its runs. A document that passes, or is accepted,
+is indexed by the next sync, from the bytes kept. Fails with `OptionError` for a wrong
 command, with `DataError` for a row that is not there, or cannot be replayed, accepted or purged.
 """
 
-import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 from tasks.database import Connection, connect
 from tasks.errors import DataError, OptionError
-from tasks.knowledge import corpora, quarantine
-from tasks.knowledge.examination import Body, examine
-from tasks.knowledge.extraction import Extractor
-from tasks.settings import Settings, settings
+from tasks.knowledge import quarantine
+from tasks.knowledge.quarantine_replay import COPIES, OUTCOMES, look_again, replay
+from tasks.knowledge.traces import naming
+from tasks.settings import settings
 from tasks.storage import Storage
 
 _FILTERS = ("corpus", "kind", "rule", "run", "status")
 _USAGE = "python -m tasks quarantine list | show ID | replay [ID] | accept ID --by WHO --note WHY | purge ID --by WHO --note WHY"
-# Against these no person can accept: there is no text to index.
+# Against these no person can accept, nor against those that refuse a document before it has a text.
 _NO_TEXT = "there is no text of it to index"
+_NEVER = {
+    "text_has_no_nul": "Postgres cannot store NUL",
+    "text_is_present": _NO_TEXT,
+    "uri_is_present": "it has no address",
+}
+# What a run wrote about its rejections, in its folder; the table has all of it.
+_LISTS = ("/rejected.jsonl", "/quarantine.jsonl")
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +63,7 @@ def main(arguments: list[str]) -> int:
     if command == "list":
         return _list(given)
     if command == "replay":
-        return _replay(settings(), number, given)
+        return _replay(number, given)
     assert number is not None
     return {"show": _show, "accept": _accept, "purge": _purge}[command](number, given)
 
@@ -86,55 +92,30 @@ def _show(number: int, _given: dict[str, str]) -> int:
     return 0
 
 
-def _replay(own: Settings, number: int | None, given: dict[str, str]) -> int:
-    """Examine held documents again; say of each what became of it."""
-    storage = Storage(own.s3_endpoint_url)
+def _replay(number: int | None, given: dict[str, str]) -> int:
+    """Look at held documents again; say of each what became of it."""
     with connect(vectors=False) as connection:
-        wanted = {"kind": "document", "status": "held", **given}
-        rows = [_one(connection, number)] if number is not None else _rows(connection, wanted, None)
-        accepted = {name: quarantine.accepted(connection, name) for name in {row["corpus"] for row in rows}}
-    by_item: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        if row["body_uri"] is None and number is not None:
-            raise DataError(
-                f"expected the bytes of rejection {number} to be kept, found none ({row['rule']}). Next: correct the document at its source."
-            )
-        if row["body_uri"] is not None:
-            by_item[row["corpus"], row["item"]] = row
-    passed = 0
-    for (corpus, item), row in sorted(by_item.items()):
-        body = storage.get_bytes(row["body_uri"])
-        sha256 = hashlib.sha256(body).hexdigest()
-        limits = corpora.settings_of(own, corpus)
-        with Extractor(limits.extraction_seconds, limits.extraction_memory_gb) as extractor:
-            found = examine([Body(item, "", sha256, body)], extractor, accepted[corpus], limits)
-        if found.rejected:
-            print(f"{item}: still rejected, {'; '.join(f'{one.rule}: {one.reason}' for one in found.rejected)}")
-            continue
-        passed += 1
-        with connect(vectors=False) as connection:
-            connection.execute(
-                "UPDATE quarantine SET status = 'passed', decided_at = now() WHERE kind = 'document' AND corpus = %s AND item = %s "
-                "AND content_sha256 = %s AND status = 'held'",
-                (corpus, item, sha256),
-            )
-            _look_again(connection, corpus, item)
-        print(f"{item}: passes; the next sync indexes it")
-    print(f"{passed} of {len(by_item)} documents pass")
+        rows = [_held(connection, number)] if number is not None else quarantine.latest(connection, **given)
+    found = []
+    for outcome, line in replay(settings(), rows):
+        found.append(outcome)
+        print(line)
+    told = [f"{found.count(outcome)} {words}" for outcome, words in OUTCOMES.items() if outcome in found]
+    print(f"{len(found)} documents: {', '.join(told) or 'none is held'}")
     return 0
 
 
 def _accept(number: int, given: dict[str, str]) -> int:
     with connect(vectors=False) as connection:
-        row = _one(connection, number)
-        if row["kind"] != "document" or row["status"] != "held" or row["content_sha256"] is None:
+        row = _held(connection, number)
+        if row["content_sha256"] is None:
             raise DataError(
-                f"expected a held document, found {number}: {row['kind']}, {row['status']}"
-                f"{'' if row['content_sha256'] else ', and its bytes were never read'}. Next: see `quarantine show {number}`."
+                f"expected a document whose bytes were read, found {number} ({row['rule']}). Next: correct it at its source."
             )
-        if not row["excerpt"] and row["rule"] not in _COPIES:
+        if row["rule"] in _NEVER or not (row["excerpt"] or row["rule"] in COPIES):
             raise DataError(
-                f"expected a document with a text, found {number} ({row['rule']}): {_NO_TEXT}. Next: correct it at its source."
+                f"expected a document that can be indexed as it is, found {number} ({row['rule']}): "
+                f"{_NEVER.get(row['rule'], _NO_TEXT)}. Next: correct it at its source."
             )
         connection.execute(
             "INSERT INTO acceptances (corpus, content_sha256, rule, accepted_by, note) VALUES (%s, %s, %s, %s, %s) "
@@ -146,38 +127,44 @@ def _accept(number: int, given: dict[str, str]) -> int:
             "AND corpus = %s AND item = %s AND rule = %s AND content_sha256 = %s AND status = 'held'",
             (given["by"], given["note"], row["corpus"], row["item"], row["rule"], row["content_sha256"]),
         )
-        _look_again(connection, row["corpus"], row["item"])
-    print(
-        f"{row['item']} is accepted against {row['rule']}, as long as its bytes stay the same; the next sync indexes it"
-    )
+        then = look_again(connection, row, "indexes")
+    print(f"{row['item']} is accepted against {row['rule']}, as long as its bytes stay the same; {then}")
     return 0
-
-
-# Rules of validate_documents: what they reject has a text, of which no excerpt is kept.
-_COPIES: Sequence[str] = ("text_is_new", "text_is_not_alike")
 
 
 def _purge(number: int, given: dict[str, str]) -> int:
     storage = Storage(settings().s3_endpoint_url)
     with connect(vectors=False) as connection:
         row = _one(connection, number)
+        same = "id = %(id)s OR (body_uri IS NOT NULL AND body_uri = %(body)s)"
+        about = {"id": number, "body": row["body_uri"], "by": given["by"], "note": given["note"]}
+        rows = connection.execute(
+            f"SELECT id, item, run, reason FROM quarantine WHERE {same}".encode(), about
+        ).fetchall()
         gone = storage.delete_prefix(row["body_uri"]) if row["body_uri"] else 0
-        connection.execute(
-            "UPDATE quarantine SET status = 'purged', excerpt = '', body_uri = NULL, decided_by = %s, decided_at = now(), note = %s "
-            "WHERE id = %s OR (body_uri IS NOT NULL AND body_uri = %s)",
-            (given["by"], given["note"], number, row["body_uri"]),
-        )
+        for run, item in {(one["run"], one["item"]) for one in rows if one["run"].startswith("s3://")}:
+            gone += sum(map(storage.delete_prefix, list(naming(storage, f"{run}/", item, _LISTS))))
+        for one in rows:
+            connection.execute(
+                "UPDATE quarantine SET status = 'purged', excerpt = '', reason = %s, body_uri = NULL, decided_by = %s, "
+                "decided_at = now(), note = %s WHERE id = %s",
+                (quarantine.unquoted(one["reason"]), given["by"], given["note"], one["id"]),
+            )
     print(
         f"{row['item']}: excerpt and {gone} object{'' if gone == 1 else 's'} deleted; the row says that {given['by']} purged it"
     )
     return 0
 
 
-def _look_again(connection: Connection, corpus: str, uri: str) -> None:
-    """Make the next sync look at a rejected document again (reconciliation: a rejected document without a rule)."""
-    connection.execute(
-        "UPDATE documents SET rule = NULL WHERE corpus = %s AND uri = %s AND status = 'rejected'", (corpus, uri)
-    )
+def _held(connection: Connection, number: int) -> dict[str, Any]:
+    """Return a rejection of a document that nobody has decided about yet. Raises DataError."""
+    row = _one(connection, number)
+    if row["kind"] != "document" or row["status"] != "held":
+        raise DataError(
+            f"expected a held document, found {number}: {row['kind']}, {row['status']}. "
+            f"Next: see `python -m tasks quarantine show {number}`."
+        )
+    return row
 
 
 def _one(connection: Connection, number: int) -> dict[str, Any]:

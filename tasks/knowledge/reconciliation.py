@@ -7,7 +7,8 @@ through: no list of documents is held in this process. Fails only as the databas
     new         listed, not known
     changed     listed with another stamp, or known by another pipeline: it is read, and may turn out to be unchanged
     unchanged   listed with the stamp it is indexed with
-    rejected    listed with the stamp it was rejected with; the copy of a document that changed is looked at again
+    rejected    listed with the stamp it was rejected with; but it is read again where that was not about its bytes (it
+                could not be read, or moved), where it is not too large any more, or where what it copies changed
     erased      listed, but erased by request: it does not come back
     gone        indexed, not listed any more (or moved: its bytes may be found under another URI)
 """
@@ -49,10 +50,11 @@ def load_listing(connection: Connection, items: Iterable[Item]) -> Listing:
     return Listing(count, sha256.hexdigest())
 
 
-def compare(connection: Connection, corpus: str, fingerprint: str | None) -> dict[str, int]:
+def compare(connection: Connection, corpus: str, fingerprint: str | None, most_bytes: int) -> dict[str, int]:
     """Make the temporary table `plan` from `listing`; return the number of documents of each change.
 
     `fingerprint` is that of the pipeline, if the current version was made with it: what another one judged is read again.
+    `most_bytes` is how large a document may be.
     """
     connection.execute(
         """
@@ -62,6 +64,9 @@ def compare(connection: Connection, corpus: str, fingerprint: str | None) -> dic
                     WHEN d.uri IS NULL THEN 'new'
                     WHEN d.stamp <> l.stamp OR d.fingerprint IS DISTINCT FROM %(fingerprint)s THEN 'changed'
                     WHEN d.status = 'indexed' THEN 'unchanged'
+                    -- What was wrong was not in the bytes that the stamp stands for, or is not wrong by today's limit.
+                    WHEN d.rule IN ('document_is_readable', 'document_holds_still') THEN 'changed'
+                    WHEN d.rule = 'document_is_not_huge' AND l.bytes <= %(most_bytes)s THEN 'changed'
                     WHEN d.rule IS NOT NULL THEN 'rejected'
                     ELSE 'changed' END AS change,
                -- The bytes with which it is indexed by this pipeline: where they are the same, nothing is to do.
@@ -73,7 +78,7 @@ def compare(connection: Connection, corpus: str, fingerprint: str | None) -> dic
                     ORDER BY q.id DESC LIMIT 1) END AS body_uri
         FROM listing l LEFT JOIN documents d ON d.corpus = %(corpus)s AND d.uri = l.uri
         """,
-        {"corpus": corpus, "fingerprint": fingerprint},
+        {"corpus": corpus, "fingerprint": fingerprint, "most_bytes": most_bytes},
     )
     connection.execute("ALTER TABLE plan ADD PRIMARY KEY (uri)")
     connection.execute(
@@ -89,6 +94,16 @@ def compare(connection: Connection, corpus: str, fingerprint: str | None) -> dic
     for row in connection.execute("SELECT change, count(*) AS n FROM plan GROUP BY change"):
         counts[row["change"]] = row["n"]
     return counts
+
+
+def copies_of_gone(connection: Connection) -> int:
+    """Return how many rejected copies are read again because the document that stood for them is gone."""
+    query = """
+        SELECT count(*) AS n FROM plan copy JOIN plan kept ON kept.uri = copy.same_as
+        WHERE copy.change = 'changed' AND kept.change = 'gone'
+    """
+    row = connection.execute(query).fetchone()
+    return int(row["n"]) if row else 0
 
 
 def indexed_documents(connection: Connection, corpus: str) -> int:

@@ -1,7 +1,7 @@
 """A cross-encoder that reads question and chunk together and says how well one answers the other.
 
 `load_reranker(settings)` reads the model named by `MILLRACE_RERANKER` (tasks.models); writes nothing. The weights are
-loaded at the first question. Fails with `ModelError` for a model that does not give exactly one number a pair.
+loaded at the first question, or by `load`. Fails with `ModelError` for a model that does not give exactly one number a pair.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,10 @@ class Reranker:
         self.name = name
         self.truncated = 0
         self._folder = folder
+
+    def load(self) -> None:
+        """Load the weights now: whoever answers questions learns before the first one that there is no such model. Raises ModelError."""
+        assert self._model is not None and self._tokenizer is not None
 
     @cached_property
     def _model(self) -> Any:

@@ -1,9 +1,10 @@
 """Stage `switch_index`: make the checked version of this run the one that serves.
 
 Reads what the sync has read and judged, and the checked version. One transaction: the new version becomes current, the
-old one former (it stays until housekeeping), and `documents` says what the index now holds and what was rejected. On a
-noop only `documents` is brought up to date (stamps, rejects). Run twice it changes nothing. Fails with `DataError` when
-the version was not checked; is refused when another run of this corpus switched after this one had listed it.
+old one former (it stays until housekeeping), `documents` says what the index now holds and what was rejected, and held
+rejections that this sync settled are closed. On a noop only these two tables are brought up to date (stamps, rejects).
+Run twice it changes nothing. Fails with `DataError` when the version was not checked, or is not whole; is refused when
+another run of this corpus switched after this one had listed it, or when a document of it was erased meanwhile.
 """
 
 from typing import Any
@@ -12,7 +13,8 @@ from psycopg import sql
 
 from tasks.database import Connection, connect
 from tasks.errors import DataError
-from tasks.knowledge import corpora, documents, index_tables
+from tasks.knowledge import corpora, documents, index_tables, quarantine
+from tasks.knowledge.erasure import erased_in
 from tasks.knowledge.index_tables import Version
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
@@ -33,20 +35,36 @@ def run(context: StageContext, options: Options) -> StageResult:
         serving = index_tables.lock_current(connection, corpus)
         found = serving.version if serving else None
         if found not in (target, listed["base_version"]):
-            return StageResult(
-                counts=counts,
-                facts=facts,
-                status="refused",
-                reason=(
-                    f"expected index version {listed['base_version']} of {corpus} to serve as when this run began, found "
-                    f"{found}. Next: start a new run of sync_knowledge."
-                ),
+            reason: str | None = (
+                f"expected index version {listed['base_version']} of {corpus} to serve as when this run began, found {found}. "
+                "Next: start a new run of sync_knowledge."
             )
+        else:
+            documents.load_judged(context, connection, parts)
+            version = index_tables.get(connection, target)
+            reason = _erased_meanwhile(connection, version, found != target)
+        if reason:
+            return StageResult(counts=counts, facts=facts, status="refused", reason=reason)
         if found != target:
             _switch(connection, serving, target)
-        documents.load_judged(context, connection, parts)
-        _update(connection, index_tables.get(connection, target), corpus, listed["fingerprint"])
+        _update(connection, version, context.run, listed["fingerprint"])
+        quarantine.supersede(connection, corpus, context.run)
     return StageResult(counts=counts, facts=facts)
+
+
+def _erased_meanwhile(connection: Connection, version: Version, switches: bool) -> str | None:
+    """Return why this run must not go on, where it found, or is to switch to, a document that was erased since it began."""
+    row = connection.execute(
+        "SELECT uri FROM erasures WHERE corpus = %s AND uri IN (SELECT uri FROM fresh UNION ALL SELECT uri FROM refused) LIMIT 1",
+        (version.corpus,),
+    ).fetchone()
+    uri = row["uri"] if row else erased_in(connection, version) if switches else None
+    if uri is None:
+        return None
+    return (
+        f"expected no document of this sync to be erased, found {uri} erased since it began. "
+        f"Next: `python -m tasks erase --document {uri}` once more, then start a new run of sync_knowledge."
+    )
 
 
 def _switch(connection: Connection, serving: Version | None, target: int) -> None:
@@ -55,6 +73,7 @@ def _switch(connection: Connection, serving: Version | None, target: int) -> Non
         raise DataError(
             f"expected index version {target} to be checked, found it {found.status}. Next: clear check_index of this run."
         )
+    index_tables.require_whole(connection, found)
     if serving is not None:
         connection.execute("UPDATE index_versions SET status = 'former' WHERE version = %s", (serving.version,))
     connection.execute(
@@ -62,9 +81,12 @@ def _switch(connection: Connection, serving: Version | None, target: int) -> Non
     )
 
 
-def _update(connection: Connection, version: Version, corpus: str, fingerprint: str) -> None:
-    """Make `documents` say what the corpus' index holds, and what was rejected."""
-    about = {"corpus": corpus, "fingerprint": fingerprint}
+def _update(connection: Connection, version: Version, run: str, fingerprint: str) -> None:
+    """Make `documents` say what the corpus' index holds, and what was rejected.
+
+    A rejection that a person decided about while this run went on has no rule here: the next sync looks at it again.
+    """
+    about = {"corpus": version.corpus, "fingerprint": fingerprint, "run": run}
     connection.execute(
         "DELETE FROM documents d WHERE corpus = %(corpus)s AND NOT EXISTS (SELECT FROM staying s WHERE s.uri = d.uri) "
         "AND NOT EXISTS (SELECT FROM fresh f WHERE f.uri = d.uri) AND NOT EXISTS (SELECT FROM refused r WHERE r.uri = d.uri) "
@@ -86,7 +108,9 @@ def _update(connection: Connection, version: Version, corpus: str, fingerprint: 
         "SELECT f.uri, %(corpus)s, f.title, 'indexed', NULL, NULL, f.stamp, %(fingerprint)s, f.content_sha256, f.text_sha256, f.bytes, "
         "coalesce(c.chunks, 0), f.signature, f.bands FROM fresh f LEFT JOIN chunk_counts c ON c.uri = f.uri WHERE f.kept "
         "UNION ALL "
-        "SELECT r.uri, %(corpus)s, '', 'rejected', r.rule, r.same_as, p.stamp, %(fingerprint)s, coalesce(r.content_sha256, ''), '', "
+        "SELECT r.uri, %(corpus)s, '', 'rejected', CASE WHEN EXISTS (SELECT FROM quarantine q WHERE q.kind = 'document' "
+        "AND q.corpus = %(corpus)s AND q.item = r.uri AND q.run = %(run)s AND q.status IN ('accepted', 'passed')) "
+        "THEN NULL ELSE r.rule END, r.same_as, p.stamp, %(fingerprint)s, coalesce(r.content_sha256, ''), '', "
         "p.bytes, 0, NULL, '{}' FROM refused r JOIN plan p ON p.uri = r.uri "
         "ON CONFLICT (corpus, uri) DO UPDATE SET title = excluded.title, status = excluded.status, rule = excluded.rule, "
         "same_as = excluded.same_as, stamp = excluded.stamp, fingerprint = excluded.fingerprint, "

@@ -4,7 +4,7 @@ Reads the parts of `read_documents` and the table `documents`. Marks exact and n
 among the new ones: the first URI stays), and writes every rejection of the run to the table `quarantine`. Writes
 `copies` and `quarantine`; says which parts have documents to index, and whether the sync is a noop. Fails with
 `ManifestError` when a part is missing; is refused when too large a share was rejected, when more documents would leave
-the index than a sync may remove, or when nothing good is left.
+the index than a sync may remove, or when nothing good is left. Memory grows with the rejections of the run only.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from tasks.contracts import Manifest
 from tasks.database import Connection, connect
-from tasks.knowledge import corpora, documents, quarantine
+from tasks.knowledge import corpora, documents, index_tables, quarantine
 from tasks.knowledge.copies import Row, copies
+from tasks.knowledge.erasure import erased_in
 from tasks.knowledge.list_documents import removal_reason
 from tasks.knowledge.quarantine import Rejection
 from tasks.knowledge.reconciliation import load_rows, stream
@@ -57,8 +58,10 @@ def run(context: StageContext, options: Options) -> StageResult:
         index_parts = [
             row["part"] for row in connection.execute("SELECT DISTINCT part FROM fresh WHERE kept ORDER BY part")
         ]
+        # A base with a document that was erased meanwhile is not taken over as it is.
+        noop = listed.facts["same_pipeline"] and not index_parts and counts["removed"] == 0
+        noop = noop and not erased_in(connection, index_tables.get(connection, listed.facts["base_version"]))
     outputs["quarantine"] = context.storage.put_rows(f"{context.folder}/quarantine.jsonl", map(vars, told))
-    noop = listed.facts["same_pipeline"] and not index_parts and counts["removed"] == 0
     share = (counts["quarantined"] + counts["still_rejected"]) / listed.counts["documents"]
     reason = _reason(options, listed, counts, share, told)
     return StageResult(
@@ -148,7 +151,8 @@ def _reason(
 ) -> str | None:
     """Return why the sync must not go on; None when it may."""
     if share > options.max_quarantine_share or not counts["valid"] + counts["unchanged"]:
-        first = "; ".join(f"{rejection.item}: {rejection.reason}" for rejection in told[:3])
+        # What was found instead may quote the document, and a manifest outlives what quarantine keeps.
+        first = "; ".join(f"{rejection.item}: {quarantine.unquoted(rejection.reason)}" for rejection in told[:3])
         return (
             f"expected at most {options.max_quarantine_share:.0%} of the documents to break a rule and some to be good, found "
             f"{share:.0%} broken ({first[:600]}). Next: `python -m tasks quarantine list`; correct the documents, or "

@@ -74,7 +74,7 @@ def _injected(subject: Subject, _rule: Rule, _models: Models) -> Iterator[Find]:
 def _invisible(subject: Subject, rule: Rule, _models: Models) -> Iterator[Find]:
     """Yield one find, of no place in the text, for hidden text that speaks to a model or is long."""
     hidden = subject.hidden
-    if hidden and (instructions(hidden) or len(hidden.split()) > rule.words):
+    if hidden and (len(hidden.split()) > rule.words or instructions(hidden)):
         yield Find(0, 0, hidden, "")
 
 

@@ -61,7 +61,7 @@ KINDS = (
     Kind("ZA", r"\d{6} ?\d{4} ?\d{3}", "za.idnr", r"(?:sa|id|identity) (?:id|number|no)"),
 )
 # Every shape has a digit and six more digits or capitals behind it: where that is not, nothing else is tried.
-_CANDIDATE = re.compile(r"\d(?<![\d.].)(?:[ .+-]?[0-9A-Z]){6,30}")
+_CANDIDATE = re.compile(r"\d(?<![\d.].)(?:[ .+-]?[0-9A-Z]){6,}+")
 _LEAD = 10  # characters a shape may have before its first digit
 
 
@@ -80,18 +80,22 @@ def _words(kind: Kind) -> re.Pattern[str]:
 
 
 def _national_ids(subject: Subject, rule: Rule, _models: Models) -> Iterator[Find]:
-    text, done = subject.text, 0
-    kinds = [kind for kind in KINDS if not rule.countries or kind.country in rule.countries]
-    for candidate in _CANDIDATE.finditer(text):
-        start, end = max(done, candidate.start() - _LEAD), min(len(text), candidate.end() + 1)
-        if not _ANY.search(text, start, end):
-            continue
-        for kind in kinds:
-            match = _shape(kind).search(text, start, end)
-            if match and _is_one(kind, match):
-                yield Find(match.start(), match.end(), match[0])
-                done = match.end()
-                break
+    text, kinds = subject.text, [kind for kind in KINDS if not rule.countries or kind.country in rule.countries]
+    for candidate in _CANDIDATE.finditer(text):  # one may hold several numbers
+        start, end = max(0, candidate.start() - _LEAD), min(len(text), candidate.end() + 1)
+        if _ANY.search(text, start, end):
+            for kind in kinds:
+                yield from _of_kind(kind, text, start, end)
+
+
+def _of_kind(kind: Kind, text: str, start: int, end: int) -> Iterator[Find]:
+    """Yield the numbers of one kind in a stretch; after one that is none, the next may begin within it."""
+    match = _shape(kind).search(text, start, end)
+    while match:
+        found = _is_one(kind, match)
+        if found:
+            yield Find(match.start(), match.end(), match[0])
+        match = _shape(kind).search(text, match.end() if found else match.start() + 1, end)
 
 
 def _is_one(kind: Kind, match: re.Match[str]) -> bool:
@@ -112,7 +116,7 @@ def _is_one(kind: Kind, match: re.Match[str]) -> bool:
 NATIONAL_ID = Detector(
     "a national id",
     _national_ids,
-    tuple("|".join(kind.key) for kind in KINDS),
+    (_CANDIDATE.pattern, *("|".join(kind.key) for kind in KINDS)),
     packages=("python-stdnum",),
     options=("countries",),
 )

@@ -26,27 +26,34 @@ def spaced(*phrases: str) -> re.Pattern[str]:
     return re.compile(r"(?<![^\W_])(?:" + "|".join(phrases).replace(" ", _GAP) + r")(?![^\W_])")
 
 
-_VERBS = (
-    r"(?:ignor(?:e|ing)|disregard(?:ing)?|forget(?:ting)?|pay no attention to"
-    r"|(?:do not|don'?t|stop) (?:follow|obey)(?:ing)?)"
-)
+_OBEYING = r"(?:(?:do not|don'?t|stop) (?:follow|obey)(?:ing)?)"
+_VERBS = rf"(?:ignor(?:e|ing)|disregard(?:ing)?|forget(?:ting)?|pay no attention to|{_OBEYING})"
 _FILLERS = (
     r"(?:(?:all|any|every|each|the|of|these|those|your|my|our|and|other|everything|anything|about|please"
     r"|completely|to) ){0,5}"
 )
-_NOUNS = r"(?:instructions?|prompts?|directions|directives|commands|guidelines|orders|programming)"
+_NOUNS = r"(?:instructions?|prompts?|directions|directives|guidelines|programming)"
+# Of a shop or a shell far more often: only with a verb of obedience, or where all are meant.
+_ORDERS = r"(?:commands|orders)"
+_EARLIER = (
+    r"(?:previous(?:ly)?|prior|above|preceding|earlier|foregoing|initial|original|former)"
+    r"(?: (?:given|provided|stated|mentioned|and|or|prior|above|earlier|system|safety|user|ai|chat)){0,3}"
+)
 OVERRIDE = Family(
     ("ignor", "disregard", "forget", "pay no", "do not ", "don't ", "dont ", "stop ", "override", "bypass", "overrule"),
     spaced(
-        rf"{_VERBS} {_FILLERS}(?:previous(?:ly)?|prior|above|preceding|earlier|foregoing|initial|original|former) "
-        rf"(?:(?:given|provided|stated|mentioned|and|or|prior|above|earlier|system|safety|user|ai|chat) ){{0,3}}{_NOUNS}",
-        rf"{_VERBS} (?:all |any )?(?:of )?(?:the |your |those |these |my )?(?:system )?{_NOUNS} "
+        rf"{_VERBS} {_FILLERS}{_EARLIER} {_NOUNS}",
+        rf"{_OBEYING} {_FILLERS}{_EARLIER} {_ORDERS}",
+        rf"{_VERBS} (?:all|any|every) (?:(?:of|the|your|these|those|my|other) ){{0,3}}{_EARLIER} commands",
+        rf"(?:{_VERBS} (?:all |any )?(?:of )?(?:the |your |those |these |my )?(?:system )?{_NOUNS}"
+        rf"|{_OBEYING} (?:all |any )?(?:of )?(?:the |your |those |these |my )?(?:system )?{_ORDERS}) "
         r"(?:above|before this|that came before|you (?:were|have|had|received|got)|given to you"
         r"|provided (?:above|earlier)|from the (?:system|user|developer))",
         rf"{_VERBS} (?:all |any )?(?:of )?your (?:other |safety |system |current |own )?"
         r"(?:instructions|prompt|guidelines|rules|directives|programming|training|restrictions)",
         r"(?:ignore|disregard|forget) (?:everything|anything|all|whatever|what) (?:that )?(?:you|i|the user) "
-        r"(?:(?:have|had|has|were|was|been|are|just|previously) ){0,3}(?:told|said|asked|instructed|learned|know)",
+        r"(?:(?:have|had|has|were|was|been|are|just|previously) ){0,3}(?:told|said|asked|instructed|learned|know)"
+        r"(?! about (?!your ))",  # "forget everything you know about pointers" begins a lesson
         r"(?:override|bypass|overrule) (?:(?:all|any|of|the) ){0,3}your (?:[^\W_]+ ){0,2}"
         r"(?:instructions|prompt|guidelines|programming|safeguards|restrictions)",
     ),
@@ -88,13 +95,20 @@ LEAK = Family(
     ),
     needs=("prompt", "instructions", "message", "verbatim", "word for word", "above exactly", "system override"),
 )
+_NEVER = r"(?:do not|don'?t|never|must not)(?: ever)?"
+_THIS = r"(?:this|these|that you|the above)"
+_USER = r"(?:the|your) users?"
+_END = r"(?=[\"')*_]*(?:[.!?;,:]|\s*\Z|\s*\n\s*\n))"  # of a clause
 SECRECY = Family(
     ("do not ", "don't ", "dont ", "never ", "must not "),
+    # What is said of this text, or without saying what: "do not tell the user that the file is missing" is advice on messages.
     spaced(
-        r"(?:do not|don'?t|never|must not) (?:ever )?(?:tell|inform|reveal|disclose|mention)(?:ing)? "
-        # "do not tell the user to restart" is advice on how to write a message
-        r"(?:(?:this|it|that|these|any|of|anything|about|instructions|to) ){0,4}(?:the|your) users?(?! to)",
-        r"(?:do not|don'?t|never) (?:mention|reveal|disclose) (?:this|these|the above|that you (?:were|have been|got)) "
+        rf"{_NEVER} (?:tell|inform|reveal|disclose|mention)(?:ing)? (?:(?:any|of|anything|about) ){{0,3}}{_THIS} "
+        rf"(?:[^\W_]+ ){{0,3}}to {_USER}",
+        rf"{_NEVER} (?:tell|inform)(?:ing)? {_USER} (?:(?:any|anything|a word|of|about|that|what|why) ){{0,3}}{_THIS}",
+        rf"{_NEVER} (?:(?:tell|inform)(?:ing)?|(?:reveal|disclose|mention)(?:ing)? "
+        rf"(?:(?:it|that|any|of|anything|about|instructions) ){{1,4}}to) {_USER}(?: anything)?(?: about (?:it|that))?{_END}",
+        rf"{_NEVER} (?:mention|reveal|disclose) (?:this|these|the above|that you (?:were|have been|got)) "
         r"(?:hidden |secret )?(?:instructions?|prompt|told|instructed)",
     ),
     needs=("user", "instruct", "prompt", "told"),
@@ -112,20 +126,26 @@ _TAKEN = (
     r"(?:conversation|chat_?history|chat|history|secrets?|passwords?|system_?prompt|prompt|context|messages?"
     r"|credentials?|api_?keys?|user_?data|data|base64|summary|answer)"
 )
-_PLACEHOLDER = rf"(?:\{{{{?|%7b|\$\{{|<|\[)[^\]}}>\s]{{0,40}}{_TAKEN}"
+# The nearest bracket before what is taken: the class leaves out the others, so that each character is looked at once.
+_PLACEHOLDER = rf"(?:%7b|[{{<\[])[^\]}}>\s{{<\[]{{0,40}}?{_TAKEN}"
 EXFILTRATION_BY_IMAGE = Family(
     ("![", "<img"),
     re.compile(
-        rf"(?:!\[[^\]\n]{{0,200}}\]\(\s*<?|<img\b[^>\n]{{0,200}}src=.?)https?://[^)>\s]{{1,200}}[?=][^)>\s]{{0,200}}{_PLACEHOLDER}"
+        r"(?:!\[[^\]\n]{0,200}+\]\(\s{0,20}+<?|<img\b[^>\n]{0,200}?src=.?)"
+        rf"https?://[^?=)>\s]{{1,300}}+[?=][^)>\s]{{0,400}}?{_PLACEHOLDER}"
     ),
 )
+_SENT = r"(?:send|forward|upload|exfiltrate|transmit|append|encode)"
+_AWAY = r"(?:[^\W_]+ ){0,4}(?:to|at|into|in) (?:https?|the url|an? url|an? image|this url)"
 EXFILTRATION = Family(
     ("send", "forward", "upload", "post", "exfiltrate", "transmit", "append", "encode"),
     spaced(
-        r"(?:send|forward|upload|post|exfiltrate|transmit|append|encode) "
-        r"(?:(?:all|the|this|whole|entire|full|of|user's|users|your|any) ){0,4}"
-        r"(?:conversation|chat history|system prompt|secrets|passwords|credentials|api keys|user data|private data) "
-        r"(?:[^\W_]+ ){0,4}(?:to|at|into|in) (?:https?|the url|an? url|an? image|this url)"
+        rf"(?:{_SENT}|post) (?:(?:all|the|this|whole|entire|full|of|user's|users|your|any) ){{0,4}}"
+        rf"(?:conversation|chat history|system prompt) {_AWAY}",
+        # "Send the credentials to the URL below" logs in, "post all user data to https://..." is a request of an API.
+        rf"{_SENT} (?:(?:the|of|these|this) ){{0,2}}(?:all|any|user's|users|users') "
+        r"(?:(?:all|the|of|user's|users|your|any|their|stored) ){0,3}"
+        rf"(?:secrets|passwords|credentials|api keys|user data|private data) {_AWAY}",
     ),
     needs=("http", "url", "image"),
 )

@@ -85,22 +85,11 @@ def finds(matches: Iterable[re.Match[str]]) -> Iterator[Find]:
         yield Find(match.start(), match.end(), match[0])
 
 
-def near_literal(pattern: re.Pattern[str], text: str, literal: str, before: int, after: int) -> Iterator[re.Match[str]]:
-    """Yield the matches of a pattern that holds `literal`, at most `before` characters after the match begins.
+def at_literals(pattern: re.Pattern[str], text: str, literals: Iterable[str]) -> Iterator[re.Match[str]]:
+    """Yield the matches of a pattern that begin with one of the literals, literal by literal.
 
     Finding a literal costs a hundredth of trying the pattern at every character.
     """
-    at, done = text.find(literal), 0
-    while at >= 0:
-        match = pattern.search(text, max(done, at - before), at + after)
-        if match and match.start() <= at:
-            yield match
-            done = match.end()
-        at = text.find(literal, max(at + len(literal), done))
-
-
-def at_literals(pattern: re.Pattern[str], text: str, literals: Iterable[str]) -> Iterator[re.Match[str]]:
-    """Yield the matches of a pattern that begin with one of the literals, literal by literal."""
     for literal in literals:
         at = text.find(literal)
         while at >= 0:

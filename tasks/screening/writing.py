@@ -12,10 +12,14 @@ from typing import Any
 from tasks.screening.rules import Detector, Find, Models, Rule, Subject, finds
 
 # Zero-width, bidirectional and tag characters. Joiners (U+200C, U+200D) belong to some scripts and to emoji, and are
-# hidden only next to ASCII; a byte order mark only counts here when it is not the first character of a file.
+# hidden only next to ASCII; a byte order mark only counts here when it is not the first character of a file. One variation
+# selector belongs to the character before it (those of the supplement to an ideograph); more of them spell something else.
+_SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HIDDEN = re.compile(
-    "[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\u180e\U000e0000-\U000e007f]"
+    "[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\u180e\U000e0000-\U000e007f]"
     "|(?<=[ -~])[\u200c\u200d]|[\u200c\u200d](?=[ -~])"
+    f"|(?<=[{_SELECTORS}])[{_SELECTORS}]+|(?<![{_IDEOGRAPHS}])[\U000e0100-\U000e01ef][{_SELECTORS}]*"
 )
 # What damage looks like at least: two characters beyond ASCII, or one of the letters that a lost no-break space leaves
 # alone, one of them from the blocks that single-byte encodings have letters and signs in.

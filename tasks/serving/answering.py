@@ -21,9 +21,10 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from tasks.errors import DataError, MillraceError, ServiceUnavailable
+from tasks.errors import BadInput, MillraceError, ServiceUnavailable
 from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.serving.connection import KeptConnection
+from tasks.serving.hits import kept
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.metrics import Meters
 from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
@@ -144,11 +145,14 @@ class Assistant:
         try:
             with self.meters.phase(row.kind, "retrieval"):
                 hits = self._lookups.submit(work).result()
-        except (ServiceUnavailable, DataError) as error:  # Postgres is away, or the version was retired under us
-            raise KnowledgeAway(f"expected the index to answer, found: {error}") from error
-        row.hits = [
-            {"chunk_id": hit.chunk_id, "document_uri": hit.document_uri, "score": float(hit.score)} for hit in hits
-        ]
+        except (ServiceUnavailable, BadInput) as error:
+            # Postgres or the endpoint is away, the version was retired, a key is refused: never the question's fault,
+            # and the error names settings and machines, which are for the log.
+            log.error("request=%s nothing can be looked up: %s: %s", row.id, type(error).__name__, error)
+            raise KnowledgeAway(
+                "expected the index to answer, found it away. Next: try again; the assistant's log says why."
+            ) from error
+        row.hits = [kept(hit) for hit in hits]
         row.best_score = max((float(hit.score) for hit in hits), default=None)
         return hits
 
@@ -171,9 +175,7 @@ class Assistant:
 
 def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
     """Return the lookup of `tasks.knowledge.search` over a kept connection, as the corpus `default` is searched."""
-    from tasks.knowledge.measure import asking
-
-    asked = asking(settings_of(settings, DEFAULT))
+    mode = settings_of(settings, DEFAULT).search_mode
 
     def find(loaded: Loaded, question: str, vector: Vector, k: int) -> "Sequence[Hit]":
         from tasks.knowledge.search import search
@@ -185,8 +187,8 @@ def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
                 vector,
                 k,
                 text=question,
-                mode=asked.mode,
-                reranker=asked.reranker,
+                mode=mode,
+                reranker=loaded.reranker,
             )
         )
 

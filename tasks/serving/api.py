@@ -19,6 +19,7 @@ from tasks.release.ledger import Release
 from tasks.serving.answering import LIVE_MODEL, Answered, Assistant, Searched
 from tasks.serving.feedback import FeedbackBox, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
+from tasks.serving.hits import cited
 from tasks.serving.language_model import Sampling
 from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
@@ -185,7 +186,7 @@ def completion(answered: Answered) -> dict[str, Any]:
             "total_tokens": generated.prompt_tokens + generated.completion_tokens,
         },
         "request_id": str(row.id),
-        "documents": [document(hit) for hit in built.shown],
+        "documents": [cited(hit) for hit in built.shown],
         "millrace": {
             "release": release.release,
             "model_version": release.model_version,
@@ -206,25 +207,13 @@ def search_result(searched: Searched) -> dict[str, Any]:
         "object": "search.result",
         "id": str(row.id),
         "request_id": str(row.id),
-        "data": [document(hit) for hit in searched.hits],
+        "data": [cited(hit) for hit in searched.hits],
         "millrace": {
             "release": row.release,
             "index_version": row.index_version,
             "question_cut_for_lookup": row.question_cut,
             "ms": round(row.latency_ms, 2),
         },
-    }
-
-
-def document(hit: Any) -> dict[str, Any]:
-    """Return a hit as it is cited."""
-    return {
-        "uri": hit.document_uri,
-        "title": hit.title,
-        "score": round(float(hit.score), 4),
-        "chunk_id": hit.chunk_id,
-        "ordinal": hit.ordinal,
-        "text": hit.text,
     }
 
 

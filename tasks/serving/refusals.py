@@ -64,7 +64,7 @@ class NoRelease(Refusal, TryAgain):
 
 
 class KnowledgeAway(Refusal, TryAgain):
-    """The index cannot be searched: Postgres does not answer."""
+    """The index cannot be searched: Postgres, the embedder or the reranker does not answer, or not as it should."""
 
     status, code = 503, "knowledge_unavailable"
 

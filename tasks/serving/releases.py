@@ -1,7 +1,8 @@
 """The live release, loaded: what the assistant answers with, and the switch to the next one.
 
 Reads the ledger every two seconds on a thread of its own, the base model and adapter (by digest), the
-prompt text kept in the ledger, and the row of the index version. The next release is loaded beside the
+prompt text kept in the ledger, the row of the index version, its embedder (which is asked once), and the
+reranker. The next release is loaded beside the
 one that answers, sharing what both have in common, and takes its place in one assignment; requests that
 began with the old one end with it. A release that does not load is logged, shown by `problem`, and tried
 again after a growing pause, while the old one goes on answering. Writes only below the cache folder.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tasks.database import Connection
 from tasks.errors import MillraceError, ReleaseError, ServiceUnavailable
+from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.release import ledger
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import LanguageModel, fetch_adapter, load_base
@@ -29,6 +31,7 @@ from tasks.storage import Storage
 
 if TYPE_CHECKING:
     from tasks.knowledge.embedders import Embedder
+    from tasks.knowledge.reranker import Reranker
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Loaded:
     embedder: "Embedder"
     model: LanguageModel
     adapter: str | None
+    reranker: "Reranker | None" = None
     users: int = field(default=0, compare=False)
 
 
@@ -167,7 +171,7 @@ class Releases:
                 f"expected a prompt with sha256 {release.prompt_sha256}, found {prompt.sha256}. Next: release again."
             )
         self._connection.run(lambda connection: _check_index(connection, release))
-        embedder = self._embedder(release)
+        embedder, reranker = self._embedder(release), self._reranker()
         storage, cache = Storage(self._settings.s3_endpoint_url), Path(self._settings.cache_dir)
         adapter = None
         if release.adapter_uri is not None and release.adapter_sha256 is not None:
@@ -177,7 +181,7 @@ class Releases:
         model = self._base(release, cache)
         if adapter is not None:
             model.attach(adapter, folder)
-        return Loaded(release, prompt, embedder, model, adapter)
+        return Loaded(release, prompt, embedder, model, adapter, reranker)
 
     def _base(self, release: ledger.Release, cache: Path) -> LanguageModel:
         if self._live is not None:
@@ -193,7 +197,23 @@ class Releases:
             return self._live.embedder
         from tasks.knowledge.embedders import load_embedder
 
-        return load_embedder(self._settings, release.embedder)
+        embedder = load_embedder(self._settings, release.embedder)
+        # An endpoint that refuses us is found out before anybody asks.
+        embedder.encode(["Is anybody there?"], kind="query")
+        return embedder
+
+    def _reranker(self) -> "Reranker | None":
+        """Return the cross-encoder of the corpus that is searched, its weights loaded; the settings name one, or none."""
+        if self._live is not None:
+            return self._live.reranker
+        own = settings_of(self._settings, DEFAULT)
+        if own.reranker is None:
+            return None
+        from tasks.knowledge.reranker import load_reranker
+
+        reranker = load_reranker(own)
+        reranker.load()
+        return reranker
 
     def _let_go(self) -> None:
         """Drop the parts of releases that no request uses any more and the live one does not share."""

@@ -87,7 +87,7 @@ def gather(context: StageContext, options: Options, recipe: Recipe) -> tuple[lis
 def teach(context: StageContext, teacher: Teacher, chosen: list[Candidate]) -> tuple[list[Candidate], dict[str, int]]:
     """Return the candidates with those of the corpus as the teacher worded them, and what became of the questions."""
     asked = [candidate for candidate in chosen if candidate.origin == "corpus"]
-    passages = [Passage(_title(candidate), _passage(candidate)) for candidate in asked]
+    passages = [Passage(_title(candidate), _passage(candidate), candidate.source) for candidate in asked]
     answers = teacher.ask(passages, lambda done, total: context.progress(done, total, "passages"))
     worded = dict(zip((candidate.id for candidate in asked), answers, strict=True))
     kept: list[Candidate] = []

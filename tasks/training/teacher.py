@@ -1,7 +1,8 @@
 """Questions and answers about passages, asked of a model behind an OpenAI-compatible endpoint.
 
 Reads the settings MILLRACE_TEACHER_URL, _MODEL and _KEY, and answers that were given before. Writes every answer to
-`s3://BUCKET/teacher/DIGEST.json`, by the digest of model and messages: a rerun asks nothing. An answer counts only when
+`s3://BUCKET/teacher/DIGEST.json`, by the digest of model and messages: a rerun asks nothing. It names the documents that
+the passage stands in, so that erasing one of them finds it. An answer counts only when
 it is JSON with exactly `question` and `answer`, and its words stand in the passage; what does not is left out and
 counted by reason. Fails with `SettingsError` when the endpoint refuses the request (key, model, address), and with
 `ServiceUnavailable` when it does not answer, or says so (429, 5xx) several times.
@@ -54,6 +55,7 @@ class Passage(NamedTuple):
 
     title: str
     text: str
+    document: str  # its URI
 
 
 class Teacher:
@@ -101,11 +103,13 @@ class Teacher:
         }
         place = f"{self._folder}/{digest(body)}.json"
         try:
-            return str(json.loads(self._storage.get_bytes(place))["content"]), True
+            kept, cached = json.loads(self._storage.get_bytes(place)), True
         except ManifestError:  # nothing there: it was never asked
-            content = self._asked(http, body)
-        self._storage.put_json(place, {"model": self.model, "content": content})
-        return content, False
+            kept, cached = {"model": self.model, "content": self._asked(http, body)}, False
+        known = kept.get("documents", [])
+        if passage.document not in known:
+            self._storage.put_json(place, kept | {"documents": sorted([*known, passage.document])})
+        return str(kept["content"]), cached
 
     def _asked(self, http: httpx.Client, body: dict[str, Any]) -> str:
         url, told = f"{self._url}/chat/completions", "nothing"

@@ -38,14 +38,14 @@ def test_each_corpus_has_its_dag_schedule_and_name(tmp_path: Path) -> None:
         "errors": [],
         "dags": {
             "sync_knowledge": {
-                "schedule": None, "params": ["confirm_removal", "corpus", "decision"], "corpus": "{{ params.corpus }}",
+                "schedule": None, "params": ["confirm_removal", "confirm_unmeasured", "corpus", "decision"], "corpus": "{{ params.corpus }}",
                 "outlets": ["knowledge_index"],
             },
             "sync_knowledge_handbook": {
-                "schedule": "30 2 * * 1-5", "params": ["confirm_removal", "decision"], "corpus": "handbook", "outlets": [],
+                "schedule": "30 2 * * 1-5", "params": ["confirm_removal", "confirm_unmeasured", "decision"], "corpus": "handbook", "outlets": [],
             },
             "sync_knowledge_notes": {
-                "schedule": None, "params": ["confirm_removal", "decision"], "corpus": "notes", "outlets": [],
+                "schedule": None, "params": ["confirm_removal", "confirm_unmeasured", "decision"], "corpus": "notes", "outlets": [],
             },
         },
     }  # fmt: skip

@@ -134,3 +134,8 @@ def billion_laughs() -> bytes:
 def nested_html(depth: int) -> bytes:
     """Return a page of tags in tags."""
     return b"<!doctype html><html><body>" + b"<div>" * depth + b"deep" + b"</div>" * depth
+
+
+def comments(count: int) -> bytes:
+    """Return comments with no page after them: a pattern that tries each end of each would not come to an end."""
+    return b"<!-- a -->" * count + b"<p>"

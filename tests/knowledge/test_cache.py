@@ -112,6 +112,32 @@ def test_questions_of_a_model_with_prompts_are_kept_apart(embedder: str, monkeyp
     assert (again.from_cache, list(again.by_sha256)) == (1, [text_sha256("one")])
 
 
+def test_stored_questions_need_no_embedder(embedder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors(settings(), embedder, ["plain"], kind="query")
+    monkeypatch.setattr(cache, "prompts", lambda *_args: {"query": "query: ", "document": ""})
+    vectors(settings(), embedder, ["own"], kind="query")
+
+    def gone(*_args: Any) -> None:
+        raise ModelError("gone")
+
+    monkeypatch.setattr(cache, "prompts", gone)
+    monkeypatch.setattr(cache, "load_embedder", gone)
+    assert vectors(settings(), embedder, ["plain"], kind="query").from_cache == 1
+    assert vectors(settings(), embedder, ["own"], kind="query").from_cache == 1
+    with pytest.raises(ModelError, match="gone"):
+        vectors(settings(), embedder, ["plain", "new"], kind="query")
+
+
+def test_scratch_vectors_are_kept_apart(embedder: str) -> None:
+    vectors(settings(), embedder, ["one"])
+    scratch = EmbeddingCache(settings(), embedder, scratch=True)
+    assert (scratch.vectors(["one", "two"]).embedded, scratch.vectors(["one", "two"]).embedded) == (1, 0)
+    with connect() as connection:
+        rows = connection.execute("SELECT embedder FROM embedding_cache ORDER BY embedder").fetchall()
+    assert [row["embedder"] for row in rows] == [embedder, cache.SCRATCH + embedder]
+    assert vectors(settings(), embedder, ["two"]).embedded == 1, "what goes again serves nothing else"
+
+
 def test_a_killed_run_goes_on_where_it_was(embedder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"sentence number {number} of many" for number in range(6000)]
     code = (

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.contracts import Manifest
 from tasks.errors import SettingsError
-from tasks.knowledge.corpora import load_corpora, name_of, settings_of, source_of
+from tasks.knowledge.corpora import load_corpora, name_of, of_listing, settings_of, source_of
 from tasks.settings import Settings, load_settings
 
 NEEDED = {"MILLRACE_DATABASE_URL": "postgresql://x", "MILLRACE_MLFLOW_TRACKING_URI": "http://x"}
@@ -46,6 +47,18 @@ def test_the_setting_may_name_a_corpus(two: Settings) -> None:
     assert (name_of(own, own.corpus), source_of(own)) == ("handbook", "s3://documents/handbook/")
     with pytest.raises(SettingsError, match="expected a source of the corpus 'default'"):
         source_of(own, "default")
+
+
+def test_there_is_a_default_corpus_whether_the_file_names_it_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "corpora.yaml"
+    path.write_text("corpora: {handbook: {source: /h, golden_questions: /g, chunk_tokens: 160}}")
+    plain = load_settings({**NEEDED, "MILLRACE_CORPORA": str(path)})
+    assert (name_of(plain, plain.corpus), source_of(plain)) == ("default", "pydoc:topics")
+    assert source_of(plain, "default") == "pydoc:topics"
+    listed = Manifest.model_construct(facts={"corpus": "default"})
+    assert of_listing(plain, {}, {"list_documents": listed}).chunk_tokens == plain.chunk_tokens
+    with pytest.raises(SettingsError, match="expected a source of the corpus 'default'"):
+        source_of(plain.model_copy(update={"corpus": "default"}))
 
 
 def test_the_file_of_the_repository_is_good() -> None:

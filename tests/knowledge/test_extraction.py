@@ -154,6 +154,13 @@ def test_places_of_html() -> None:
     assert found.metadata == {"language": "en", "author": "Ada"}
 
 
+def test_what_stands_beside_a_text_is_not_as_long_as_a_text() -> None:
+    page = '<html><head><meta name="description" content="' + "d" * 100_000 + '"></head><body><h1>' + "h" * 100_000
+    found = extract("file:a.html", (page + "</h1>x</body></html>").encode())
+    assert len(found.metadata["description"]) == len(found.sections[0].headings[0]) == 2_000
+    assert len(found.text) > 100_000
+
+
 def test_html_is_told_by_content_and_its_own_encoding_is_believed() -> None:
     assert extract("s3://b/page", PAGE).format == "html"
     assert extract("file:a.md", b"<div>\n\n# Title\n\n</div>").format == "markdown"
@@ -173,6 +180,14 @@ def test_places_of_a_pdf() -> None:
     ]
     assert "| Bolt | 3 |" in found.text and found.text.count("Bolt") == 2, "a table's words are there once a page"
     assert found.text.index("Text of page one") < found.text.index("Bolt") < found.text.index("Below the table")
+
+
+@pytest.mark.parametrize(
+    ("uri", "before"),
+    [("file:a", b"\r\n"), ("file:a.pdf", b"A line that a printer wrote.\n"), ("file:a", b"\x00\x01\x02\x03")],
+)
+def test_a_pdf_may_begin_a_little_later(uri: str, before: bytes) -> None:
+    assert extract(uri, before + hostile.pdf(["Text."])).format == "pdf"
 
 
 def test_places_of_a_word_document() -> None:
@@ -235,6 +250,8 @@ def test_rows_without_a_name_are_places_of_their_own() -> None:
         ("file:run", "#!/bin/sh\necho\n", "code:bash"),
         ("file:a.go", "package a\n", "code:go"),
         ("file:README", "# Title\n\nText", "markdown"),
+        ("file:a.txt", "A PDF begins with %PDF-1.4, as its header says.", "text"),
+        ("file:a.log", "GET /a.pdf\n%PDF-1.7\n", "text"),
     ],
 )
 def test_formats_by_ending_and_content(uri: str, body: str, form: str) -> None:

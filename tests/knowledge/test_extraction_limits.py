@@ -54,6 +54,33 @@ def test_short_plain_text_needs_no_child(extractor: Extractor) -> None:
     assert extractor.child_pid is None
 
 
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe"])
+def test_markdown_behind_a_byte_order_mark_is_taken_apart_by_the_child(extractor: Extractor, mark: bytes) -> None:
+    encoding = "utf-8" if len(mark) == 3 else "utf-16-le"
+    assert extractor.extract("file:a.txt", mark + "# One".encode(encoding)).format == "markdown"
+    assert extractor.child_pid is not None
+
+
+HOSTILE_BUT_PLAIN = {
+    "comments.txt": hostile.comments(400),  # 4 KB
+    "decorators.py": b"@a\n" * 300_000,
+}
+LOOK = """
+import sys
+from tasks.knowledge.extraction.formats import extract, is_plain
+body = sys.stdin.buffer.read()
+assert is_plain(sys.argv[1], body)
+extract(sys.argv[1], body)
+"""
+
+
+@pytest.mark.parametrize("name", HOSTILE_BUT_PLAIN)
+def test_what_is_read_without_a_child_is_read_in_no_time(name: str) -> None:
+    """Nobody would end it. Each of these took minutes or more; the time includes the start of Python."""
+    command = [sys.executable, "-c", LOOK, f"file:{name}"]
+    subprocess.run(command, cwd=REPOSITORY, input=HOSTILE_BUT_PLAIN[name], check=True, timeout=60)
+
+
 def test_refusals_come_through_and_the_child_goes_on(extractor: Extractor) -> None:
     assert refusal(extractor, "file:a.pdf", PDF[:500]).rule == "document_is_whole"
     child = extractor.child_pid

@@ -50,7 +50,8 @@ def test_hostile_files_are_quarantined_and_the_rest_goes_on(sync: Sync) -> None:
     rows = rows_of(current() or 0)
     assert {row["document_uri"] for row in rows} == {f"file:{name}.md" for name in ANIMALS} | {"file:good.pdf"}
     again = sync.run("second")
-    assert again["list_documents"].counts["to_read"] == 0, "what was rejected and did not change is not read again"
+    assert again["list_documents"].counts["to_read"] == 1, "pipe.md: whether it can be read is not about its bytes"
+    assert again["switch_index"].facts["noop"] is True, "what was rejected and did not change is not judged again"
 
 
 def test_a_chunk_cites_page_and_headings(sync: Sync) -> None:

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from psycopg import sql
 
-from tasks.database import Connection, connect, migrate
+from tasks import database
+from tasks.database import SQL_FOLDER, Connection, connect, migrate
 from tasks.errors import DataError, SettingsError
 from tasks.knowledge import index_tables
 from tasks.knowledge.index_tables import Version, contents, indexes, local_settings
+from tasks.knowledge.search import Filters, search
 
 pytestmark = pytest.mark.integration
 ABOUT = {"fingerprint": "t", "corpus": "manuals", "corpus_sha256": "t", "embedder": "t", "dimensions": 3}
@@ -54,12 +57,15 @@ def rows_of(connection: Connection, version: Version) -> list[dict[str, Any]]:
 
 def test_a_row_comes_back_as_it_was_loaded_with_its_words(connection: Connection) -> None:
     version = begin(connection)
-    full = row("a", headings=["Animals", "Owls, barn"], page=7, metadata={"author": "Zoë", "tags": ["x"]})
+    full = row("a", headings=["Animals", "Owls, barn"], page=7, last_page=9, covered=["Animals", "Owls, barn", "Bats"],
+               metadata={"author": "Zoë", "tags": ["x"]})  # fmt: skip
     index_tables.replace_documents(connection, version, ["a", "b"], [full, row("b")])
     index_tables.build_indexes(connection, version)
     first, second = rows_of(connection, version)
     assert (first["headings"], first["page"], first["metadata"]) == (full["headings"], 7, full["metadata"])
     assert (second["headings"], second["page"], second["metadata"]) == ([], None, {})
+    assert (first["last_page"], first["covered"]) == (9, full["covered"])
+    assert (second["last_page"], second["covered"]) == (None, None)
     assert first["words"] == "'bird':1A 'owl':3 'sleep':4"
     assert first["embedding"].to_list() == [1, 0, 0]
 
@@ -134,7 +140,12 @@ def test_documents_are_replaced_whole(connection: Connection) -> None:
 
 def test_unchanged_documents_are_copied_and_moved_ones_under_their_new_name(connection: Connection) -> None:
     base, version = begin(connection, "r1"), begin(connection, "r2", vector_type="halfvec")
-    before = [row("stays", 0, "über\nowls", page=3), row("old", 0, "π \\ 'x'"), row("old", 1, "b"), row("gone")]
+    before = [
+        row("stays", 0, "über\nowls", page=3, last_page=4, covered=["O"]),
+        row("old", 0, "π \\ 'x'"),
+        row("old", 1, "b"),
+        row("gone"),
+    ]
     index_tables.replace_documents(connection, base, ["stays", "old", "gone"], before)
     listed = [("stays", None), ("new", "old"), ("never there", None)]
     index_tables.list_uris(connection, "unchanged", listed)
@@ -144,6 +155,41 @@ def test_unchanged_documents_are_copied_and_moved_ones_under_their_new_name(conn
     assert set(found) == {("stays", 0), ("new", 0), ("new", 1)}
     assert found["new", 0]["chunk_id"] == row("new", 0, "π \\ 'x'")["chunk_id"], "as index_documents computes it"
     assert (found["stays", 0]["chunk_id"], found["stays", 0]["page"]) == (before[0]["chunk_id"], 3)
+    assert (found["stays", 0]["last_page"], found["stays", 0]["covered"]) == (4, ["O"])
+
+
+def test_tables_made_before_it_was_kept_how_far_a_chunk_reaches_are_searched_and_copied(
+    new_database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in sorted(SQL_FOLDER.glob("[0-9]*.sql")):
+        if path.name < "007":
+            (tmp_path / path.name).write_text(path.read_text())
+    url = str(new_database("older"))
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "SQL_FOLDER", tmp_path)
+        migrate(url)
+        with connect(url) as connection:
+            base, retired = begin(connection), begin(connection, "retired")
+            for name in ("last_page", "covered"):
+                connection.execute(sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(base.table, sql.Identifier(name)))
+            connection.execute(
+                sql.SQL(
+                    'INSERT INTO {} (chunk_id, document_uri, ordinal, title, headings, text, tokens, start, "end", page, chunk_sha256, embedding)'
+                    " VALUES ('c', 'a', 0, 'T', '{{Owls}}', 'an owl', 2, 0, 6, 3, 's', '[1,0,0]')"
+                ).format(base.table)
+            )
+            index_tables.drop(connection, retired.version)
+    assert migrate(url) == [path.name for path in sorted(SQL_FOLDER.glob("[0-9]*.sql")) if path.name >= "007"]
+    with connect(url) as connection:
+        version = begin(connection, "r2")
+        index_tables.list_uris(connection, "unchanged", [("a", None)])
+        index_tables.copy_documents(connection, base, version, "unchanged")
+        for made in (base, version):
+            index_tables.build_indexes(connection, made)
+            for where in (Filters(first_page=3, last_page=3), Filters(heading="Owls")):
+                (hit,) = search(connection, made.version, [1, 0, 0], 5, where=where)
+                assert (hit.page, hit.last_page, hit.headings, hit.covered) == (3, 3, ("Owls",), ("Owls",))
+            assert search(connection, made.version, [1, 0, 0], 5, where=Filters(first_page=4)) == []
 
 
 def test_only_listed_documents_are_kept_and_counted(connection: Connection) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from tasks.errors import TryAgain
 from tests.knowledge.syncing import Sync, current, document, rows_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
+IN_PARTS = ("read_documents", "index_documents")
 STAGES = ("list_documents", "read_documents", "validate_documents", "index_documents", "check_index", "switch_index")
 
 
@@ -140,15 +142,29 @@ def parts_after(references: dict[str, dict[str, Any]], stage: str) -> list[str |
     return list(references[source]["facts"]["parts"]) if source else [None]
 
 
+def killed_at_work(process: "subprocess.Popen[str]", line: str, pause: float) -> bool:
+    """Kill a stage a moment after its log has a line like `line`; return whether that ended it."""
+    assert process.stderr is not None
+    assert any(re.search(line, said) for said in process.stderr), f"the stage ended before it said {line!r}"
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
 def test_kill_9_in_every_stage(sync: Sync, undisturbed: list[tuple[Any, ...]]) -> None:
-    chance, references = random.Random(5), {}
+    chance, references, hits = random.Random(5), {}, dict.fromkeys(STAGES, 0)
     for stage in STAGES:
         for part in parts_after(references, stage):
-            process = started(sync, stage, "killed", part)
-            time.sleep(chance.uniform(0.8, 4.0))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            # Progress is first told when a document was read, or its chunks are in the table; other stages only say that
+            # they start. At once, nothing is complete; a moment later it may be, and then the rest finds it standing.
+            begun = f"progress stage={stage} " if stage in IN_PARTS else f"stage={stage} .* start$"
+            for line, pause in ((begun, 0), (f"stage={stage} .* start$", chance.uniform(0.1, 1.0))):
+                if not killed_at_work(started(sync, stage, "killed", part), line, pause):
+                    break
+                hits[stage] += 1
             references[stage] = ended(started(sync, stage, "killed", part))
+    assert all(hits[stage] >= len(parts_after(references, stage)) for stage in STAGES), hits
     assert content(current() or 0) == undisturbed
     again = ended(started(sync, "index_documents", "killed", parts_after(references, "index_documents")[-1]))
     assert again == references["index_documents"], "a finished shard is not done again: its manifest stands"

@@ -1,5 +1,6 @@
 """`python -m tasks quarantine`: what a person does about rejected documents."""
 
+import json
 from typing import Any
 
 import pytest
@@ -124,8 +125,102 @@ def test_purge_deletes_bytes_and_excerpt_and_keeps_the_row(held: Sync) -> None:
     assert not storage.exists(row["body_uri"])
     after = rejection("file:key.md")
     assert (after["status"], after["excerpt"], after["body_uri"], after["decided_by"]) == ("purged", "", None, "ada")
-    with pytest.raises(DataError, match="bytes of rejection"):
+    with pytest.raises(DataError, match="expected a held document, found 1: document, purged"):
         main(["replay", str(row["id"])])
+
+
+def test_purge_leaves_no_words_of_the_document(sync: Sync) -> None:
+    sync.write("odd.jsonl", json.dumps({"text": "hush, \x01 hush"}))
+    refused = sync.run("first")["validate_documents"]
+    assert "file:odd.jsonl: expected text without control characters" in str(refused.reason)
+    assert "hush" not in str(refused.reason), "a manifest stays for days"
+    row, storage = rejection("file:odd.jsonl"), Storage(sync.environment["MILLRACE_S3_ENDPOINT_URL"])
+    assert "hush" in row["reason"]
+    lists = [uri for uri, _size, _etag in storage.list(f"{sync.uri('first')}/") if storage.contains(uri, b"hush")]
+    assert len(lists) == 2
+    assert main(["purge", str(row["id"]), "--by", "ada", "--note", "a secret"]) == 0
+    after = rejection("file:odd.jsonl")
+    assert after["reason"] == "expected text without control characters (tab, line ends and form feed may stay)"
+    assert not any(map(storage.exists, lists))
+
+
+def test_text_with_nul_cannot_be_accepted(sync: Sync) -> None:
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    sync.write("nul.jsonl", json.dumps({"text": "two\x00words about moles and worms in the garden"}))
+    sync.run("first")
+    row = rejection("file:nul.jsonl")
+    assert row["rule"] == "text_has_no_nul"
+    with pytest.raises(DataError, match="Postgres cannot store NUL"):
+        main(["accept", str(row["id"]), "--by", "ada", "--note", "x"])
+    sync.write("mole.md", document("mole", "worms"))
+    assert sync.run("second")["switch_index"].status == "complete"
+    assert "file:mole.md" in indexed()
+
+
+def test_replay_looks_at_the_newest_bytes(held: Sync, capsys: pytest.CaptureFixture[str]) -> None:
+    held.write("key.md", "- - -")
+    held.up_to("validate_documents", "second")
+    assert main(["replay"]) == 0
+    out = capsys.readouterr().out
+    assert "file:key.md: still rejected, text_is_present" in out
+    assert "private_key" not in out
+    assert main(["replay", "--rule", "private_key"]) == 0
+    assert "0 documents: none is held" in capsys.readouterr().out
+
+
+def test_a_sync_closes_what_it_settled(held: Sync, capsys: pytest.CaptureFixture[str]) -> None:
+    held.write("empty.md", "- - -")
+    held.write("key.md", document("mole", "worms"))
+    copy = min(uri for uri in ("file:owl.md", "file:owl-copy.md") if uri not in indexed())
+    numbers = {uri: rejection(uri)["id"] for uri in ("file:empty.md", "file:key.md", copy)}
+    held.run("second")
+    with connect(vectors=False) as connection:
+        found = {row["id"]: row for row in connection.execute("SELECT * FROM quarantine")}
+    assert {uri: found[number]["status"] for uri, number in numbers.items()} == {
+        "file:empty.md": "superseded",  # it breaks the rule with other bytes now
+        "file:key.md": "superseded",  # it is indexed
+        copy: "held",
+    }
+    assert held.uri("second") in found[numbers["file:key.md"]]["note"]
+    assert rejection("file:empty.md")["status"] == "held"
+    (held.corpus / "empty.md").unlink()
+    third = held.run("third")
+    assert third["validate_documents"].facts["noop"] is True
+    assert rejection("file:empty.md")["status"] == "superseded", "it is gone"
+    with pytest.raises(DataError, match="document, superseded"):
+        main(["accept", str(numbers["file:key.md"]), "--by", "ada", "--note", "x"])
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert "1 of 1 rejections" in capsys.readouterr().out
+
+
+def test_what_was_never_read_is_read_again_and_a_copy_waits_for_its_original(
+    held: Sync, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held.write("book.md", "\n\n".join(document(animal, "worms") for animal in ("mole", "hen", "rook")))
+    held.changes["MILLRACE_MAX_DOCUMENT_MB"] = "0.008"
+    held.run("second")
+    row = rejection("file:book.md")
+    assert (row["rule"], row["content_sha256"]) == ("document_is_not_huge", None)
+    with pytest.raises(DataError, match="whose bytes were read"):
+        main(["accept", str(row["id"]), "--by", "ada", "--note", "x"])
+    held.changes["MILLRACE_MAX_DOCUMENT_MB"] = "1"
+    assert main(["replay"]) == 0
+    out = capsys.readouterr().out
+    assert "file:book.md: was never read (document_is_not_huge); the next sync reads it" in out
+    assert "is a copy (text_is_new: expected a text that no other document has" in out
+    assert "4 documents: 2 still rejected, 1 never read, 1 copies" in out
+    held.run("third")
+    assert "file:book.md" in indexed()
+
+
+def test_no_promise_for_a_run_that_did_not_end(sync: Sync, capsys: pytest.CaptureFixture[str]) -> None:
+    sync.write("key.md", document("mole", "worms") + "\n\n" + KEY)
+    assert sync.run("first")["validate_documents"].status == "refused"
+    assert main(["accept", str(rejection("file:key.md")["id"]), "--by", "ada", "--note", "x"]) == 0
+    assert "no finished sync left it so" in capsys.readouterr().out
+    sync.run("second")
+    assert "file:key.md" in indexed()
 
 
 @pytest.mark.parametrize(
@@ -139,3 +234,15 @@ def test_wrong_commands_are_told(arguments: list[str]) -> None:
 def test_a_row_that_is_not_there(held: Sync) -> None:
     with pytest.raises(DataError, match="rejection 4711"):
         main(["show", "4711"])
+
+
+def test_a_decision_while_the_sync_still_runs_is_heard_by_the_next_one(sync: Sync) -> None:
+    sync.changes["MILLRACE_MAX_QUARANTINE_SHARE"] = "0.5"
+    sync.write("key.md", document("mole", "worms") + "\n\n" + KEY)
+    sync.up_to("check_index", "first")
+    number = rejection("file:key.md")["id"]
+    assert main(["accept", str(number), "--by", "ada", "--note", "a key of an example"]) == 0
+    sync.stage("switch_index", "first")
+    assert "file:key.md" not in indexed()
+    sync.run("second")
+    assert "file:key.md" in indexed()

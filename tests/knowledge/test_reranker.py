@@ -84,6 +84,14 @@ def test_a_model_with_other_outputs_is_refused(tmp_path: Path, folder: Path) -> 
         Reranker(several, "test").score("question", ["plain"])
 
 
+def test_it_can_be_loaded_before_the_first_question(folder: Path, tmp_path: Path) -> None:
+    loaded = Reranker(folder, "test")
+    loaded.load()
+    assert {"_model", "_tokenizer"} <= set(vars(loaded))
+    with pytest.raises(ModelError, match="one output"):
+        Reranker(save_cross_encoder(tmp_path / "several", num_labels=3), "test").load()
+
+
 def test_nothing_is_loaded_before_the_first_question(tmp_path: Path) -> None:
     assert Reranker(tmp_path / "nothing here", "test").truncated == 0
 

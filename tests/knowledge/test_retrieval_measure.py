@@ -1,6 +1,7 @@
 """Measuring an index version with golden questions, against a real Postgres."""
 
 import hashlib
+import time
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from psycopg import sql
 
 from tasks.database import connect, migrate
 from tasks.knowledge import index_tables
+from tasks.knowledge import measure as measuring
 from tasks.knowledge.measure import MEASURES, Asking, measure
 from tasks.knowledge.retrieval import GoldenQuestion
+from tasks.knowledge.search import Hit, search
 
 pytestmark = pytest.mark.integration
 ABOUT = {"fingerprint": "t", "corpus": "t", "corpus_sha256": "t", "embedder": "t", "dimensions": 16}
@@ -67,6 +70,38 @@ def test_questions_are_asked_as_the_assistant_asks(url: str) -> None:
         assert by_words.questions[0]["found"] == ["d9"] and by_words.means["ann_recall"] == 1
 
 
+def test_a_search_as_it_is_served_is_timed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[int] = []
+
+    def slow(connection: Any, version: int, vector: Any, k: int, **options: Any) -> list[Hit]:
+        asked_for.append(k)
+        if k == measuring.DEPTH:
+            time.sleep(0.2)
+        return search(connection, version, vector, k, **options)
+
+    monkeypatch.setattr(measuring, "search", slow)
+    with connect(url) as connection:
+        found = asked(connection, q1="d1")
+    assert asked_for == [measuring.SERVED, measuring.DEPTH]
+    assert found.latency["p95_ms"] < 200
+
+
+def test_ef_changes_what_hnsw_finds(url: str) -> None:
+    with connect(url) as connection:
+        version = index_tables.get(connection, 1)
+        hnsw = sql.Identifier(f"{version.table_name}_hnsw")
+        connection.execute(sql.SQL("DROP INDEX {}").format(hnsw))
+        connection.execute(
+            sql.SQL(
+                "CREATE INDEX {} ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
+            ).format(hnsw, version.table)
+        )
+        questions = {f"q{number}": f"d{number}" for number in range(40)}
+        found = [asked(connection, Asking(ef=ef), **questions).means["ann_recall"] for ef in (40, 80, 400)]
+        assert found == sorted(found) and found[0] < found[2]
+        connection.rollback()
+
+
 def test_an_index_that_leaves_chunks_out_is_seen(url: str) -> None:
     with connect(url) as connection:
         version = index_tables.get(connection, 1)
@@ -79,5 +114,5 @@ def test_an_index_that_leaves_chunks_out_is_seen(url: str) -> None:
                 "CREATE INDEX {} ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
             ).format(hnsw, version.table)
         )
-        assert asked(connection, **questions).means["ann_recall"] < 0.985, "a graph with too few ways"
+        assert asked(connection, **questions).means["ann_recall"] < 0.6, "a graph with too few ways"
         connection.rollback()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tasks.knowledge import index_tables
 from tasks.knowledge.index_tables import Version
 from tasks.knowledge.search import Filters, Hit, candidates, search
 from tasks.knowledge.search.command import filters_of, main, require_known, shown
+from tasks.settings import settings
 
 pytestmark = pytest.mark.integration
 ABOUT = {"fingerprint": "t", "corpus": "default", "corpus_sha256": "t", "embedder": "t"}
@@ -21,11 +23,17 @@ X, Y = np.array([1, 0, 0, 0], dtype=np.float32), np.array([0, 1, 0, 0], dtype=np
 
 
 @pytest.fixture(scope="module")
-def connection(new_database: Any) -> Iterator[Connection]:
-    """A connection to a database with the schema and nothing else."""
+def database(new_database: Any) -> str:
+    """The address of a database with the schema and nothing else."""
     url = str(new_database("search"))
     migrate(url)
-    with connect(url) as opened:
+    return url
+
+
+@pytest.fixture(scope="module")
+def connection(database: str) -> Iterator[Connection]:
+    """A connection to it."""
+    with connect(database) as opened:
         yield opened
 
 
@@ -52,13 +60,14 @@ def filled(connection: Connection, run: str, rows: Sequence[dict[str, Any]], **a
 
 @pytest.fixture(scope="module")
 def animals(connection: Connection) -> Version:
-    """Five chunks, at growing angles from X."""
+    """Five chunks, at growing angles from X; only of that about foxes is it known how far it reaches."""
     rows = [
         row("s3://b/birds", "Owls hunt mice by night.", towards(10), 0, headings=["Birds", "Owls"], page=3,
             metadata={"author": "Ann", "tags": ["night"]}),
         row("s3://b/birds", "Herons stand in shallow water.", towards(20), 1, headings=["Birds", "Herons"], page=4,
             metadata={"author": "Ann", "tags": ["night"]}),
-        row("s3://b/foxes", "Foxes hunt rabbits and mice.", towards(30), title="Zygote"),
+        row("s3://b/foxes", "Foxes hunt rabbits and mice.", towards(30), title="Zygote", headings=["Foxes"], page=5,
+            last_page=7, covered=["Foxes", "Prey"]),
         row("s3://c/bats", "Bats hunt moths.", towards(40), metadata={"author": "Bo"}),
         row("s3://c/cats", "Cats hunt birds, mice and owls; owls and mice hunt too.", towards(50)),
     ]  # fmt: skip
@@ -115,6 +124,21 @@ def test_hybrid_adds_reciprocal_ranks(connection: Connection, animals: Version) 
     assert "text_rank" not in hits[1].parts and hits[1].parts["rrf"] == pytest.approx(1 / 61)
 
 
+def test_in_hybrid_every_mark_is_taken_for_words(connection: Connection) -> None:
+    rows = [
+        row("a", "What python -m does: it runs a module as a script.", towards(80)),
+        row("b", "A python sleeps.", towards(70)),
+        *(row(f"n{number}", "Something else.", towards(number)) for number in range(5)),
+    ]
+    version = filled(connection, "marks", rows)
+    for question in ("what does python -m do", 'what does "python do -m"'):
+        hits = search(connection, version.version, X, 2, text=question, mode="hybrid")
+        assert {hit.document_uri: hit.parts.get("text_rank") for hit in hits} == {"a": 1, "b": 2}, question
+    assert [hit.document_uri for hit in search(connection, version.version, X, 2, text="python -m", mode="text")] == [
+        "b"
+    ]
+
+
 class Longest:
     """Prefers long texts."""
 
@@ -142,6 +166,11 @@ def test_a_reranker_orders_more_hits_than_are_asked_for(connection: Connection, 
         (Filters(heading="Owls", prefix="s3://b/"), ["Owls"]),
         (Filters(first_page=3, last_page=3), ["Owls"]),
         (Filters(last_page=3), ["Owls"]),
+        (Filters(first_page=6, last_page=6), ["Foxes"]),
+        (Filters(first_page=5, last_page=5), ["Foxes"]),
+        (Filters(first_page=7), ["Foxes"]),
+        (Filters(first_page=8), []),
+        (Filters(heading="Prey"), ["Foxes"]),
     ],
 )
 @pytest.mark.parametrize("mode", ["vector", "hybrid", "text"])
@@ -226,12 +255,104 @@ def test_hnsw_finds_what_an_exact_scan_finds_with_a_filter(
     assert len(search(connection, version.version, question, 1500)) == 1500, "more than ef_search can be"
 
 
+class Wordy:
+    """Prefers texts by chance, always the same ones."""
+
+    def score(self, question: str, texts: Sequence[str]) -> list[float]:
+        return [float(hash_of(text)) for text in texts]
+
+
+def hash_of(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+@pytest.fixture(scope="module")
+def wordy(connection: Connection) -> tuple[Version, Any]:
+    """5,000 chunks with vectors and words by chance, and questions."""
+    chance = np.random.default_rng(11)
+    words = np.array([f"w{number}" for number in range(200)])
+    vectors = chance.normal(size=(5_000, 32)).astype(np.float32)
+    rows = [
+        row(f"d{number}", " ".join(chance.choice(words, 12)), vector, metadata={"third": number % 3 == 0})
+        for number, vector in enumerate(vectors)
+    ]
+    return filled(connection, "wordy", rows), chance.normal(size=(12, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize("reranker", [None, Wordy()], ids=["plain", "reranked"])
+@pytest.mark.parametrize("where", [Filters(), Filters(metadata={"third": True})], ids=["all", "filtered"])
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_who_asks_for_more_gets_the_same_first_hits(
+    connection: Connection, wordy: tuple[Version, Any], mode: Any, where: Filters, reranker: Any, monkeypatch: Any
+) -> None:
+    version, questions = wordy
+    monkeypatch.setattr(candidates, "EXACT_ROWS", 0)
+    for number, question in enumerate(questions):
+        with index_tables.scan(connection, exact=False):
+            few, more, many = (
+                search(
+                    connection, version.version, question, k, text=f"w{number} w{number + 50}", mode=mode, where=where,
+                    ef=30, reranker=reranker,
+                )
+                for k in (5, 60, 100)
+            )  # fmt: skip
+        assert len(many) == 100 or mode == "text"
+        assert few == many[:5] and more == many[:60]
+        if reranker:
+            assert sum("rerank" in hit.parts for hit in many) == 50 and "rerank" in many[49].parts
+
+
 def test_the_commands_output_shows_place_and_parts(connection: Connection, animals: Version) -> None:
     hits = search(connection, animals.version, X, 1, text="owls", mode="hybrid")
     text = shown(animals, hits)
     assert "1. 0.985  s3://b/birds  (T, chunk 0, characters 0 to 24, page 3, Birds > Owls)" in text
     assert "[vector rank 1, text rank 2, text score " in text and ", rrf 0.03252]" in text
+    foxes = search(connection, animals.version, X, 1, where=Filters(heading="Prey"))
+    assert (foxes[0].page, foxes[0].last_page, foxes[0].covered) == (5, 7, ("Foxes", "Prey"))
+    assert "pages 5 to 7, Foxes)" in shown(animals, foxes)
     assert shown(animals, []).endswith("nothing matches")
+
+
+TWO = """
+corpora:
+  default:
+  manuals: {source: s3://b/manuals, golden_questions: s3://b/golden.jsonl, search_mode: text}
+"""
+
+
+def test_the_command_searches_the_corpus_whose_settings_it_takes(
+    connection: Connection, animals: Version, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    manuals = filled(connection, "manuals", [row("s3://b/manual", "How to hunt.", X)], corpus="manuals")
+    connection.execute("UPDATE index_versions SET status = 'current' WHERE version = %s", (manuals.version,))
+    connection.commit()
+    (tmp_path / "corpora.yaml").write_text(TWO)
+
+    class Model:
+        def encode(self, texts: Sequence[str], _kind: str) -> Any:
+            return [X for _text in texts]
+
+    monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda _settings, _name: Model())
+    monkeypatch.setenv("MILLRACE_DATABASE_URL", database)
+    monkeypatch.setenv("MILLRACE_MLFLOW_TRACKING_URI", "http://none")
+    monkeypatch.setenv("MILLRACE_CORPORA", str(tmp_path / "corpora.yaml"))
+
+    def found(corpus: str, *options: str) -> tuple[bool, bool]:
+        """Tell whether the corpus `manuals` was searched, and in its mode."""
+        monkeypatch.setenv("MILLRACE_CORPUS", corpus)
+        settings.cache_clear()
+        assert main(["hunt", *options]) == 0
+        said = capsys.readouterr().out
+        return "of manuals: " in said, "text rank" in said
+
+    try:
+        assert found("manuals") == found("manuals", "--corpus", "manuals") == (True, True)
+        assert found("manuals", "--corpus", "default") == found("pydoc:topics") == (False, False)
+        assert found("pydoc:topics", "--version", str(manuals.version)) == (True, True), "a version is of its corpus"
+        assert found("manuals", "--version", str(animals.version)) == (False, False)
+    finally:
+        settings.cache_clear()
 
 
 def test_options_become_filters() -> None:

@@ -59,6 +59,33 @@ def test_a_folder_is_listed_in_the_byte_order_of_its_uris(tmp_path: Path) -> Non
     assert [source.read(item, LIMIT).decode() for item in source.list()] == [uri.removeprefix("file:") for uri in uris]
 
 
+def test_names_that_are_not_utf8_have_names_of_their_own(tmp_path: Path) -> None:
+    names = [
+        b"a\xff.txt",
+        b"a\\xff.txt",
+        b"a\\xfe\xff.txt",
+        b"a\xfe\\xff.txt",
+        b"d\xff/x.md",
+        b"d\\xff/x.md",
+        b"a\\\\xff.txt",
+    ]
+    for name in names:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name)
+    source = Folder(tmp_path)
+    items = list(source.list())
+    uris = [item.uri for item in items]
+    assert len(set(uris)) == len(names) and uris == sorted(uris)
+    plain = {f"file:{name.decode()}" for name in names if b"\xff" not in name and b"\xfe" not in name}
+    assert plain < set(uris), "a name that is text is its own"
+    for item in items:
+        if item.uri in plain:
+            assert source.read(item, LIMIT).decode() == item.uri.removeprefix("file:")
+        else:
+            assert refused(source, item) == "document_is_readable"
+
+
 def test_listing_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = filled(tmp_path, "a.md", "b/c.md")
 

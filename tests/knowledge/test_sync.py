@@ -76,6 +76,16 @@ def test_sync_without_changes_builds_and_embeds_nothing(sync: Sync, monkeypatch:
         assert connection.execute("SELECT count(*) AS n FROM index_versions").fetchone() == {"n": 1}
 
 
+def test_another_cpu_does_not_make_everything_anew(sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "tasks.knowledge.embedders.probe.cpu_words"
+    monkeypatch.setattr(words, lambda: frozenset({"avx2"}))
+    first = sync.run("first")
+    monkeypatch.setattr(words, lambda: frozenset({"amx_bf16"}))
+    second = sync.stage("list_documents", "second")
+    assert second.facts["embedder"] == first["list_documents"].facts["embedder"]
+    assert second.facts["same_pipeline"] and second.facts["parts"] == []
+
+
 def test_a_touched_document_is_read_and_found_to_be_the_same(sync: Sync) -> None:
     sync.run("first")
     os.utime(sync.corpus / "owl.md", (1, 1))

@@ -15,20 +15,61 @@ from tasks.training import docstrings
 POLICY = load_policy()
 KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow\n-----END RSA " + "PRIVATE KEY-----"
 TOKEN = "gh" + "p_" + "a1B2" * 9
+SECRET = "q7Zr/4Lx+9" * 4
 CARD = "4111 1111 " + "1111 1111"
 FOUND = {
-    "private_key": [KEY, "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3Blbn"],
+    "private_key": [
+        KEY,
+        "-----BEGIN OPENSSH " + "PRIVATE KEY-----\n" + "b3Bl" * 16,  # cut
+        "-----BEGIN " + r"PRIVATE KEY-----\nMIIEvQIBADANBg\nkqhk\n-----END " + "PRIVATE KEY-----",
+        'key = "-----BEGIN EC ' + r"PRIVATE KEY-----\n" + "MHcC" * 16 + r"\noAoG\n-----END EC " + 'PRIVATE KEY-----"',
+        '"-----BEGIN ' + r"PRIVATE KEY-----\n" + '"\n    "' + "MIIE" * 16 + r"\n" + '"',
+        "-----BEGIN RSA " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0F\n\n" + "aB3/" * 16,
+        "-----BEGIN PGP " + "PRIVATE KEY BLOCK-----\nVersion: GnuPG v1\n\n" + "lQOY" * 16,
+        "    -----BEGIN " + "PRIVATE KEY-----\n    MC4CAQ\n    -----END " + "PRIVATE KEY-----",
+        "-----BEGIN " + "PRIVATE KEY----- " + "MIIE" * 16 + " -----END " + "PRIVATE KEY-----",
+    ],
     "access_token": [
         TOKEN,
         "AK" + "IA" + "Q7Z4" * 4,
         "sk" + "-proj-" + "x9Y_" * 10,
+        "aws_secret_access_key = " + SECRET,
+        f'"SecretAccessKey": "{SECRET}"',
+        f"export AWS_SECRET_ACCESS_KEY={SECRET}",
+        f"<SecretAccessKey>{SECRET}</SecretAccessKey>",
+        f"Secret access key: `{SECRET}`",
         ".".join(["ey" + "J" + "hbGciOiJI", "ey" + "J" + "zdWIiOiIx", "s5vT" * 6]),
     ],
-    "email_address": ["ada.lovelace@analytical.co.uk", "a+b@mail.org"],
-    "payment_card": [CARD, CARD.replace(" ", "-"), "3782" + "822463" + "10005"],
-    "hidden_characters": ["in\u200bvisible", "left \u202eto right", "tag\U000e0041"],
+    "email_address": [
+        *("ada.lovelace@analytical.co.uk", "a+b@mail.org", "info@müller.de", "über@firma.de", "_ada@analytical.org"),
+        *(
+            "_ada@analytical.org_",
+            "-ada@analytical.org",
+            "анна@почта.рф",
+            "info@xn--mller-kva.de",
+            "联系info@firma.de或者",
+        ),
+    ],
+    "payment_card": [
+        *(CARD, CARD.replace(" ", "-"), "3782" + "822463" + "10005", CARD.replace(" ", "\u00a0")),
+        *(f"{CARD} 12/27", f"{CARD} 123", f"{CARD.replace(' ', '-')} 3 items", f"2345 {CARD}", f"{CARD} 2026"),
+    ],
+    "hidden_characters": [
+        *(
+            "in\u200bvisible",
+            "left \u202eto right",
+            "tag\U000e0041",
+            "a\u061cb",
+            "a\U000e0100",
+            "a\U000e0100\U000e01ef\ufe00",
+        ),
+        "😀\ufe0f" + "\ufe01\U000e0132",  # more than the one selector that an emoji has
+    ],
     "encoding_damage": ["the cafÃ© is open", "it â€œworksâ€\x9d", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚"],
-    "iban": ["DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "FR14 2004 1010 0505 0001 3M02 606"],
+    "iban": [
+        *("DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "FR14 2004 1010 0505 0001 3M02 606"),
+        "USt-IdNr. DE123456789 IBAN DE89 3704 0044 0532 0130 00",
+    ],
     "national_id": [
         "SSN: 536-22-1234",
         "national insurance number AB 12 34 56 C",
@@ -45,10 +86,38 @@ FOUND = {
     ],
 }
 LEFT = {
-    "private_key": ["a PRIVATE KEY, in words", "-----BEGIN PUBLIC KEY-----"],
-    "access_token": ["AK" + "IAIOSFODNN7EXAMPLE", "sk-learn", "a_ghp_short", "eyJust words"],
-    "email_address": ["someone@example.com", "python-dev@python.org", "git@github.com", "@property", "a@b"],
-    "payment_card": [CARD[:-1] + "2", "12345678-1234-1234", "0.4111111111111111", "0000 0000 0000 0000"],
+    "private_key": [
+        "a PRIVATE KEY, in words",
+        "-----BEGIN PUBLIC KEY-----",
+        "A key begins with -----BEGIN PRIVATE KEY----- and ends with -----END PRIVATE KEY-----.",
+        "It begins with\n-----BEGIN PRIVATE KEY-----\nand then come lines of\nbase64 up to\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n\nOverview\n\nMore of it.",
+    ],
+    "access_token": [
+        "AK" + "IAIOSFODNN7EXAMPLE",
+        "sk-learn",
+        "a_ghp_short",
+        "eyJust words",
+        "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "aws_secret_access_key = " + "X" * 40,
+        "aws_secret_access_key = " + "a1B2" * 9,  # 36: no key
+    ],
+    "email_address": [
+        "someone@example.com",
+        "info@müller.example",
+        "python-dev@python.org",
+        "git@github.com",
+        "@property",
+        "a@b",
+    ],
+    "payment_card": [
+        CARD[:-1] + "2",
+        "12345678-1234-1234",
+        "0.4111111111111111",
+        "0000 0000 0000 0000",
+        "2024 2025 2026 2027 2028",
+    ],
     "encoding_damage": ["un café à Orléans", "naïve façade, Ünïcödé", "привет, 世界", "± 5 µm × 3 Å"],
     "iban": ["DE89 3704 0044 0532 0130 01", "AB12 3456 7890 1234 5678", "GB29NWBK", "A41B2C3D4E5F60718293A4B5C6D7E8F9"],
     "national_id": [
@@ -80,7 +149,10 @@ LEFT = {
         "ends[inst] = 3",
         "To ignore all rules, pass --exit-zero.",
     ],
-    "hidden_characters": ["plain", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "a soft\u00adhyphen"],
+    "hidden_characters": [
+        *("plain", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "a soft\u00adhyphen"),
+        *("葛\U000e0100城", "1\ufe0f\u20e3", "❤\ufe0f"),  # one selector for the character before it
+    ],
 }
 
 
@@ -144,6 +216,24 @@ def test_language() -> None:
 def test_national_notation_is_not_looked_for_in_code() -> None:
     assert screen("call (415) 867-5309", POLICY, format="code:python").hits == {}
     assert screen("call +1 415 867 5309", POLICY, format="code:python").hits == {"phone_number": 1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("payment_card", f"{CARD} {CARD}"),
+        ("payment_card", f"{CARD}, {CARD.replace(' ', '-')}"),
+        ("iban", "DE89370400440532013000 GB29NWBK60161331926819"),
+        ("iban", "DE89 3704 0044 0532 0130 00 DE89 3704 0044 0532 0130 00"),
+        ("national_id", "390.533.447-05 111.444.777-35"),
+        ("national_id", "SSN 536-22-1234 536-22-1235"),
+        ("national_id", "111.111.111-11 390.533.447-05 756.9217.0769.85"),
+        ("email_address", "a@firma.de,b@firma.de"),
+        ("access_token", f"{TOKEN} {TOKEN}"),
+    ],
+)
+def test_two_beside_each_other_are_two(rule: str, text: str) -> None:
+    assert screen(f"before {text} after", POLICY).hits == {rule: 2}
 
 
 def test_an_iban_ends_where_it_ends() -> None:

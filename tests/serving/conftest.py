@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ class Chunk:
     text: str
     ordinal: int
     score: float
+    start: int = 0
+    end: int = 9
+    headings: tuple[str, ...] = ("Statements",)
+    page: int | None = None
+    last_page: int | None = None
+    parts: Mapping[str, float] = field(default_factory=lambda: {"vector_rank": 1}, hash=False)
+    index_version: int = 1
 
 
 class WordEmbedder:

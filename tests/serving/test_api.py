@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tasks.errors import BadInput, DataError, ModelError, ServiceUnavailable
 from tasks.serving.answering import Assistant, Line
 from tasks.serving.refusals import Busy
 
@@ -50,6 +51,23 @@ def test_search_finds_the_nearest_documents(ready: Assistant) -> None:
     body = call(app_of(ready), "POST", "/v1/search", json={"query": "value of a function", "k": 2}).json()
     assert [hit["uri"] for hit in body["data"]] == ["pydoc:topics/return", "pydoc:topics/for"]
     assert body["request_id"] and body["millrace"]["release"] == 1
+
+
+def test_a_hit_tells_document_place_and_parts_in_the_answer_and_in_the_log(
+    ready: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = []
+    monkeypatch.setattr(ready.requests, "put", rows.append)
+    searched = call(app_of(ready), "POST", "/v1/search", json={"query": "value of a function", "k": 1}).json()
+    asked = call(app_of(ready), "POST", "/v1/chat/completions", json=QUESTION).json()
+    place = {
+        "ordinal": 0, "start": 0, "end": 9, "headings": ["Statements"], "page": None, "last_page": None, "parts": {"vector_rank": 1},
+        "index_version": 1,
+    }  # fmt: skip
+    for hit in (*searched["data"], *asked["documents"]):
+        assert set(hit) == {"uri", "title", "score", "chunk_id", "text", *place} and hit.items() >= place.items()
+    (kept,) = rows[0].hits
+    assert kept == {"document_uri": "pydoc:topics/return", "chunk_id": "3", "score": kept["score"], **place}
 
 
 def test_models_names_the_live_release(ready: Assistant) -> None:
@@ -225,6 +243,22 @@ def test_a_broken_lookup_is_an_internal_error_and_is_recorded(ready: Assistant) 
     assistant.close()
     assert answer.status_code == 500 and error_of(answer)["code"] == "internal_error"
     assert "ZeroDivision" not in answer.text
+
+
+@pytest.mark.parametrize("error", [ServiceUnavailable, ModelError, DataError, BadInput])
+def test_what_the_lookup_cannot_use_is_no_fault_of_the_question(
+    ready: Assistant, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise error("found status 401. Next: check MILLRACE_EMBEDDER_URL")
+
+    assistant = Assistant(ready.releases, ready.requests, refused)
+    for path, body in (("/v1/search", {"query": "loop"}), ("/v1/chat/completions", QUESTION)):
+        answer = call(app_of(assistant), "POST", path, json=body)
+        assert answer.status_code == 503 and error_of(answer)["code"] == "knowledge_unavailable"
+        assert "MILLRACE" not in answer.text and answer.headers["retry-after"] == "1"
+    assistant.close()
+    assert "found status 401" in caplog.text, "whoever is on call reads why"
 
 
 def test_feedback_is_not_taken_without_being_kept(ready: Assistant) -> None:

@@ -186,20 +186,32 @@ def test_a_teacher_words_the_pairs_and_is_asked_once(
     assert again.outputs["candidates"].sha256 == built.outputs["candidates"].sha256
 
 
+def test_a_kept_answer_names_every_document_that_it_is_about(
+    bench: Bench, settings: Settings, server: TeacherServer
+) -> None:
+    before = {uri for uri, _size, _etag in bench.storage.list(f"{bench.bucket}/teacher/")}
+    teacher = Teacher(with_teacher(settings, server), bench.storage)
+    for uri in ("file:kettle.md", "file:copy.md", "file:kettle.md"):
+        teacher.ask([Passage("Kettle", PASSAGE, uri)], lambda done, total: None)
+    assert teacher.counts["teacher_cached"] == 2
+    (kept,) = {uri for uri, _size, _etag in bench.storage.list(f"{bench.bucket}/teacher/")} - before
+    assert json.loads(bench.storage.get_bytes(kept))["documents"] == ["file:copy.md", "file:kettle.md"]
+
+
 def test_a_teacher_that_is_busy_away_or_refuses(bench: Bench, settings: Settings, server: TeacherServer) -> None:
     waits: list[float] = []
     teacher = Teacher(with_teacher(settings, server), bench.storage, waits.append)
     server.statuses = [429, 503]
-    (found,) = teacher.ask([Passage("Kettle", PASSAGE)], lambda done, total: None)
+    (found,) = teacher.ask([Passage("Kettle", PASSAGE, "file:kettle.md")], lambda done, total: None)
     assert found is not None
     assert waits == [2.0, 4.0]
     server.statuses = [401]
     with pytest.raises(SettingsError, match="found status 401") as caught:
-        teacher.ask([Passage("Other", PASSAGE)], lambda done, total: None)
+        teacher.ask([Passage("Other", PASSAGE, "file:kettle.md")], lambda done, total: None)
     assert "k3y" not in str(caught.value)
     away = Teacher(with_teacher(settings, server, teacher_url="http://127.0.0.1:9/v1"), bench.storage, waits.append)
     with pytest.raises(ServiceUnavailable, match="found ConnectError 5 times"):
-        away.ask([Passage("Kettle", PASSAGE)], lambda done, total: None)
+        away.ask([Passage("Kettle", PASSAGE, "file:kettle.md")], lambda done, total: None)
     with pytest.raises(SettingsError, match="_URL and MILLRACE_TEACHER_MODEL together"):
         Teacher(with_teacher(settings, server, teacher_model=None), bench.storage)
 

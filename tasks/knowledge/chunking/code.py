@@ -2,12 +2,13 @@
 
 Reads and writes nothing but its arguments. Chunks are filled with neighbours of one level (functions of a file, methods
 of a class, statements of a function); a definition that fits is never divided, and comments and decorators stay with
-what they are about. A chunk from inside definitions has their names as headings. Languages without a grammar are cut
-at blank lines and lines.
+what they are about. A chunk from inside definitions has their names as headings; it covers those, and the names of the
+definitions that it holds side by side. Languages without a grammar are cut at blank lines and lines.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.knowledge.chunking import boundaries, languages
 from tasks.knowledge.chunking.boundaries import trimmed
@@ -24,6 +25,7 @@ class _Part:
     start: int
     end: int
     names: tuple[str, ...]  # of the definitions it stands in
+    held: tuple[str, ...] = ()  # of those it holds, or a piece of, but for what these hold
 
 
 class CodeChunker:
@@ -47,12 +49,13 @@ class CodeChunker:
             if text[part.start : part.end].strip()
         ]
         spans = [span for part in parts if (span := trimmed(text, part.start, part.end))]
-        known = Places(sections)
-        places = [
-            Place(part.start, (*known.at(part.start).headings, *part.names), known.at(part.start).page)
-            for part in parts
+        chunks = self._cutter.made(ruler, spans, Places(_places(parts, Places(sections))))
+        starts = [start for start, _end in spans]
+        held = [parts[bisect_right(starts, chunk.start) - 1].held for chunk in chunks]
+        return [
+            replace(chunk, covered=tuple(dict.fromkeys((*chunk.covered, *names))))
+            for chunk, names in zip(chunks, held, strict=True)
         ]
-        return self._cutter.made(ruler, spans, Places(places))
 
     def _parts(
         self, ruler: Ruler, nodes: Sequence[Node], start: int, end: int, names: tuple[str, ...], deepest: int
@@ -62,10 +65,11 @@ class CodeChunker:
         at = {node.start: node for node in nodes}
         parts: list[_Part] = []
         for begun, stop in zip(edges[:-1], edges[1:], strict=True):
+            held = _name(at.get(begun))
             if parts and parts[-1].names == names and self._cutter.fits(ruler, parts[-1].start, stop):
-                parts[-1] = _Part(parts[-1].start, stop, names)
+                parts[-1] = _Part(parts[-1].start, stop, names, (*parts[-1].held, *held))
             elif self._cutter.fits(ruler, begun, stop):
-                parts.append(_Part(begun, stop, names))
+                parts.append(_Part(begun, stop, names, held))
             else:
                 parts += self._divided(ruler, at.get(begun), begun, stop, names, deepest - 1)
         return parts
@@ -76,5 +80,22 @@ class CodeChunker:
         """Return a stretch that does not fit as the parts of its node, or cut where there are none."""
         inner = node.inner() if node is not None and deepest else []
         if node is None or not inner:
-            return [_Part(*span, names) for span in self._cutter.cut(ruler, start, end, (), boundaries.CODE)]
-        return self._parts(ruler, inner, start, end, (*names, node.name) if node.name else names, deepest)
+            spans = self._cutter.cut(ruler, start, end, (), boundaries.CODE)
+            return [_Part(*span, names, _name(node)) for span in spans]
+        return self._parts(ruler, inner, start, end, (*names, *_name(node)), deepest)
+
+
+def _places(parts: Sequence[_Part], sections: Places) -> list[Place]:
+    """Return the places at which a part or, inside it, a section begins: the section's headings, then the part's names."""
+    found = []
+    for part in parts:
+        inside = slice(bisect_right(sections.starts, part.start), bisect_left(sections.starts, part.end))
+        for start in (part.start, *sections.starts[inside]):
+            section = sections.at(start)
+            known = section.headings[-1:] == part.names[:1]  # the extraction names the outermost definitions too
+            found.append(Place(start, (*section.headings, *part.names[known:]), section.page))
+    return found
+
+
+def _name(node: Node | None) -> tuple[str, ...]:
+    return (node.name,) if node is not None and node.name else ()

@@ -93,7 +93,14 @@ def _nodes(parent: Any, text: str, place: Callable[[int], int], deepest: int = _
 
 
 def _begins_line(text: str, start: int) -> bool:
-    return not text[text.rfind("\n", 0, start) + 1 : start].strip()
+    """Tell whether only white space stands before a place in its line, looking no further than that: lines may be endless."""
+    looked = 64
+    while True:
+        before = text[max(0, start - looked) : start]
+        line = before[before.rfind("\n") + 1 :]
+        if line.strip() or len(line) < len(before) or looked >= start:
+            return not line.strip()
+        looked *= 2
 
 
 def _goes_before(kind: str) -> bool:
@@ -103,7 +110,8 @@ def _goes_before(kind: str) -> bool:
 
 def _name(node: Any) -> str:
     """Return the name of a definition, or of the definition in its wrapping (decorators, export, template)."""
-    for inner in (node, *node.named_children[-1:]):
+    wraps = node.type.endswith(("_definition", "_declaration")) or node.type == "export_statement"  # a body does not
+    for inner in (node, *(node.named_children[-1:] if wraps else ())):
         named = inner.child_by_field_name("name")
         if named is None and (declarator := inner.child_by_field_name("declarator")) is not None:
             named = declarator.child_by_field_name("declarator")

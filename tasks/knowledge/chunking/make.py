@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Name = Literal["auto", "recursive", "structure", "code", "sentence_window"]
-NUMBER = 2  # of the rules in this package: raise it when chunks of the same text become others
+NUMBER = 3  # of the rules in this package: raise it when chunks of the same text, or their places, become others
 _LEAST = 32  # tokens; one character may be a dozen
 
 

@@ -1,9 +1,9 @@
 """What a chunker takes and gives: places in a text, and chunks. Reads and writes nothing."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["text", "table", "code"]
 
@@ -42,8 +42,9 @@ class Place:
 class Chunk:
     """A piece of a text: `text == source[start:end]`, which a reader is shown, and `embedded`, which is searched by.
 
-    `tokens` are those of `text`, special tokens not counted; `embedded` never has more than the limit. `headings` and
-    `page` are those of the place where the chunk starts.
+    `tokens` are those of `text`, special tokens not counted; `embedded` never has more than the limit. `headings` are
+    those above the place where the chunk starts, `covered` the names of all headings above any of it; it stands on
+    `page` to `last_page`. Where more is shown than is embedded, all of these are about what is embedded.
     """
 
     ordinal: int
@@ -54,6 +55,8 @@ class Chunk:
     embedded: str
     headings: tuple[str, ...] = ()
     page: int | None = None
+    last_page: int | None = None
+    covered: tuple[str, ...] = ()
 
 
 class Chunker(Protocol):
@@ -61,6 +64,15 @@ class Chunker(Protocol):
 
     def chunks(self, text: str, sections: Sequence[Section] = (), format: str = "text") -> list[Chunk]:
         """Return the chunks of `text`, in order; none for a text of white space."""
+
+
+class Stand(NamedTuple):
+    """Where a stretch stands, as a Chunk tells it."""
+
+    headings: tuple[str, ...]
+    page: int | None
+    last_page: int | None
+    covered: tuple[str, ...]
 
 
 class Places:
@@ -74,6 +86,17 @@ class Places:
         """Return the section that holds a position; a nameless one before the first."""
         index = bisect_right(self.starts, position) - 1
         return self._sections[index] if index >= 0 else Place(0)
+
+    def over(self, start: int, end: int) -> "Stand":
+        """Return where a stretch that is not empty stands."""
+        sections = [self.at(start), *self._sections[bisect_right(self.starts, start) : bisect_left(self.starts, end)]]
+        pages = [section.page for section in sections if section.page is not None]
+        return Stand(
+            sections[0].headings,
+            pages[0] if pages else None,
+            pages[-1] if pages else None,
+            tuple(dict.fromkeys(name for section in sections for name in section.headings)),
+        )
 
     def stretches(self, length: int) -> list[tuple[int, int, Section]]:
         """Return (start, end, section) over a whole text of that length, without empty stretches."""

@@ -131,9 +131,9 @@ class Cutter:
         """Return spans as chunks that are embedded as they are shown."""
         kept, counts = self.finish(ruler, spans)
         return [
-            Chunk(number, text, start, end, count, text, section.headings, section.page)
+            Chunk(number, text, start, end, count, text, *places.over(start, end))
             for number, ((start, end), count) in enumerate(zip(kept, counts, strict=True))
-            for text, section in [(ruler.text[start:end], places.at(start))]
+            for text in [ruler.text[start:end]]
         ]
 
 

@@ -2,7 +2,7 @@
 
 Reads and writes nothing but its arguments. Sentences are put together up to an eighth of the limit; each such group
 becomes a chunk whose `embedded` is the group and whose `text` is the group with as many of its neighbours on both
-sides, within its page, as fit. Every sentence is embedded once.
+sides as fit. Every sentence is embedded once.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,8 @@ class SentenceWindowChunker:
         windows = [self._window(ruler, groups, number) for number in range(len(groups))]
         counts = exact_counts(self._cutter.counter, ruler, windows)
         return [
-            Chunk(number, text[start:end], start, end, count, text[slice(*group)], section.headings, section.page)
+            Chunk(number, text[start:end], start, end, count, text[slice(*group)], *places.over(*group))
             for number, (group, (start, end), count) in enumerate(zip(groups, windows, counts, strict=True))
-            for section in [places.at(group[0])]
         ]
 
     def _groups(self, ruler: Ruler, places: Places) -> list[Span]:

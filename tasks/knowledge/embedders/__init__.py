@@ -43,6 +43,7 @@ __all__ = [
     "identity",
     "load_embedder",
     "prompts",
+    "tokenizer_digest",
     "tokenizer_of",
 ]
 
@@ -74,9 +75,12 @@ def load_embedder(
     return LocalEmbedder(folder, spec.name, runner)
 
 
-def identity(settings: Settings, reference: str | None = None) -> str:
-    """Return `REFERENCE@DIGEST+PRECISION` of the configured embedder, or of another reference."""
-    return identities.configured(settings, reference).name
+def identity(settings: Settings, reference: str | None = None, current: str | None = None) -> str:
+    """Return `REFERENCE@DIGEST+PRECISION` of the configured embedder, or of another reference.
+
+    `current` is the identity that the corpus is indexed with: the precision `auto` keeps that one's.
+    """
+    return identities.configured(settings, reference, current).name
 
 
 def dimensions(settings: Settings, reference: str | None = None) -> int:
@@ -100,6 +104,15 @@ def tokenizer_of(settings: Settings, reference: str | None = None) -> "tuple[Tok
     tokenizer = load_tokenizer(folder)
     prompt = tokenizer.encode(prompts_of(folder)["document"], add_special_tokens=False)
     return tokenizer, max_tokens(folder) - len(prompt.ids)
+
+
+def tokenizer_digest(settings: Settings) -> str | None:
+    """Return what pins the tokenizer of a configured endpoint, by which chunks are cut; None: the identity pins it."""
+    if not settings.embedder.startswith(OPENAI):
+        return None
+    from tasks.knowledge.embedders.endpoint import digest_of_tokenizer
+
+    return digest_of_tokenizer(settings)
 
 
 def prompts(settings: Settings, name: str, reference: str | None = None) -> "Mapping[Kind, str]":

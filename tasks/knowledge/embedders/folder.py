@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tasks.errors import ModelError
+from tasks.storage import file_digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ Kind = Literal["document", "query"]
 Pooling = Literal["mean", "cls"]
 NO_PROMPTS: Mapping[Kind, str] = {"document": "", "query": ""}
 _KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
+_WHERE_SAVED = ("transformers_version", "_name_or_path")  # of config.json: tells nothing of the vectors
 # As sentence-transformers looks them up: encode_query and encode_document.
 _PROMPT_NAMES: Mapping[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -45,7 +47,7 @@ def read_folder(path: Path) -> ModelFolder:
         max_tokens=max_tokens(path),
         dimensions=dimensions_of(path),
         padding_id=int(config.get("pad_token_id") or 0),
-        pooling=_pooling(path),
+        pooling=pooling_of(path),
         prompts=prompts_of(path),
     )
 
@@ -54,13 +56,34 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     """Return the folder's fast tokenizer, without truncation and padding. Raises ModelError."""
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"expected tokenizer.json in {folder.name}, found none. Next: save a fast tokenizer with it.")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(_tokenizer_file(folder)))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Return the digest of the folder's fast tokenizer. Raises ModelError."""
+    return file_digest(_tokenizer_file(folder))
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"expected tokenizer.json in {folder.name}, found none. Next: save a fast tokenizer with it.")
+    return path
+
+
+def beside_weights(folder: Path) -> dict[str, Any]:
+    """Return what decides the vectors besides the weights. Not Normalize: all vectors are normalised. Raises ModelError."""
+    config = _json(folder / "config.json")
+    return {
+        "config": {key: value for key, value in config.items() if key not in _WHERE_SAVED},
+        "tokenizer": tokenizer_sha256(folder),
+        "max_tokens": max_tokens(folder),
+        "pooling": pooling_of(folder),
+        "prompts": prompts_of(folder),
+    }
 
 
 def max_tokens(folder: Path) -> int:
@@ -95,7 +118,7 @@ def prompts_of(folder: Path) -> dict[Kind, str]:
     }
 
 
-def _pooling(folder: Path) -> Pooling:
+def pooling_of(folder: Path) -> Pooling:
     """Return how token states become one vector. Raises ModelError."""
     modules = json.loads((folder / "modules.json").read_text()) if (folder / "modules.json").is_file() else []
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}

@@ -1,25 +1,28 @@
 """The identity of an embedder: whose vectors may be compared with whose.
 
-`REFERENCE@DIGEST+PRECISION`, where DIGEST pins the weights (the hub's commit, else a digest of the weight files, and of the
-prompts where a model has some) and PRECISION is fp32, bf16, bf16-openvino or int8, because vectors of different precision are
+`REFERENCE@DIGEST+PRECISION`, where DIGEST pins the model (the hub's commit, else a digest of weights, configuration, tokenizer,
+largest input, pooling and prompts) and PRECISION is fp32, bf16, bf16-openvino or int8, because vectors of different precision are
 not equal. In fp32 torch and OpenVINO give the same vectors. In bf16 they round at different places: measured on 1,000 real
 passages, the least cosine between the two is 0.99987 and of the nearest ten they share 0.9905, so each has a name of its own
 and runs what it names. An endpoint's is `openai:MODEL@HOST+api`, where HOST is a digest of its address.
+
+Which precision `auto` means depends on the machine; a corpus that is indexed keeps the one it has (`current` of `configured`), or
+machines that differ would take turns to make all of it anew.
 
 Reads the folder of a model (fetching it: tasks.models), writes nothing else. Fails with `ModelError` for a name that is
 none, weights that have changed, or a reference that cannot be used.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tasks.contracts import digest
 from tasks.errors import ModelError, SettingsError
-from tasks.knowledge.embedders.folder import prompts_of
-from tasks.knowledge.embedders.probe import Backend, Precision, backend_of, precision_of
+from tasks.knowledge.embedders.folder import beside_weights
+from tasks.knowledge.embedders.probe import Backend, Precision, backend_of, may_run, precision_of
 from tasks.models import HUB, fetch, fetch_tokenizer, revision
 from tasks.settings import Settings
 from tasks.storage import Storage
@@ -58,14 +61,28 @@ class EmbedderSpec:
         return f"{self.pinned}+{tag}"
 
 
-def configured(settings: Settings, reference: str | None = None) -> EmbedderSpec:
-    """Return the embedder that the settings ask for, or that of another reference. Raises ModelError."""
+def configured(settings: Settings, reference: str | None = None, current: str | None = None) -> EmbedderSpec:
+    """Return the embedder that the settings ask for, or that of another reference. Raises ModelError.
+
+    `current` is the identity that a corpus is indexed with: for `auto` its precision stays, where the model is the same.
+    """
     reference = reference or settings.embedder
     if reference.startswith(OPENAI):
         return EmbedderSpec(reference, endpoint_digest(settings), API)
     precision = precision_of(settings)
     backend = None if precision == "fp32" else backend_of(settings, precision)
-    return EmbedderSpec(reference, digest_of(reference, folder_of(settings, reference)), precision, backend)
+    spec = EmbedderSpec(reference, digest_of(reference, folder_of(settings, reference)), precision, backend)
+    return _kept(settings, spec, current or "")
+
+
+def _kept(settings: Settings, spec: EmbedderSpec, current: str) -> EmbedderSpec:
+    """Return `spec` in the precision of `current`, where `auto` may choose it and this machine can run it."""
+    pinned, _, tag = current.rpartition("+")
+    precision, backend = _TAGS.get(tag, (API, None))
+    chosen = settings.embedder_precision != "auto" or not (backend is None or may_run(settings, backend))
+    if chosen or pinned != spec.pinned or precision not in ("fp32", "bf16"):
+        return spec
+    return replace(spec, precision=precision, backend=backend)
 
 
 def named(settings: Settings, name: str, reference: str | None = None) -> EmbedderSpec:
@@ -88,12 +105,12 @@ def named(settings: Settings, name: str, reference: str | None = None) -> Embedd
 
 
 def verified(settings: Settings, spec: EmbedderSpec) -> Path:
-    """Return the folder of a spec's reference, whose weights are those of its digest. Raises ModelError."""
+    """Return the folder of a spec's reference, which is the one of its digest. Raises ModelError."""
     folder = folder_of(settings, spec.reference)
     found = digest_of(spec.reference, folder)
     if found != spec.digest:
         raise ModelError(
-            f"expected the embedder {spec.name}, found weights or prompts {found} under {spec.reference}. "
+            f"expected the embedder {spec.name}, found other weights, settings or tokenizer ({found}) under {spec.reference}. "
             "Next: put the former ones back, or run sync_knowledge so that the index is made with the new ones."
         )
     return folder
@@ -106,12 +123,11 @@ def folder_of(settings: Settings, reference: str, *, weights: bool = True) -> Pa
 
 
 def digest_of(reference: str, folder: Path) -> str:
-    """Return what pins the vectors of a folder: its weights, and its prompts where it has some."""
+    """Return what pins the vectors of a folder: its weights, and what else decides them. Raises ModelError."""
     weights = revision(reference, folder)
-    prompts = prompts_of(folder)
-    if is_hub(reference) or not any(prompts.values()):  # a commit pins the prompts too
+    if is_hub(reference):  # a commit pins all files
         return weights[:_DIGEST_LENGTH]
-    return hashlib.sha256(f"{weights}\n{json.dumps(prompts, sort_keys=True)}".encode()).hexdigest()[:_DIGEST_LENGTH]
+    return digest({"weights": weights, **beside_weights(folder)})[:_DIGEST_LENGTH]
 
 
 def endpoint_digest(settings: Settings) -> str:

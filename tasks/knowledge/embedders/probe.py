@@ -37,6 +37,11 @@ def backend_of(settings: Settings, precision: Precision) -> Backend:
     return "torch"
 
 
+def may_run(settings: Settings, backend: Backend) -> bool:
+    """Tell whether the settings leave this backend open and it is installed."""
+    return settings.embedder_backend in ("auto", backend) and (backend == "torch" or has_openvino())
+
+
 def device() -> str:
     """Return where torch runs a model."""
     return "cuda" if has_gpu() else "cpu"

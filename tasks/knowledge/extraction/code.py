@@ -51,7 +51,8 @@ _BY_NAME = {"dockerfile": "dockerfile", "makefile": "make", "gnumakefile": "make
 _SHEBANG = re.compile(r"#![^\n]*?\b(?P<name>python|bash|sh|node|perl|ruby)[\d.]*\b")
 _INTERPRETERS = {"sh": "bash", "node": "javascript"}
 _DOCSTRING = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*[rRuU]?(?P<mark>\"\"\"|'''|\"|')\s*(?P<line>[^\n]*)")
-_PYTHON = re.compile(r"^(?:@[^\n]*\n)*(?:async[ \t]+)?(?:def|class)[ \t]+(?P<name>\w+)", re.MULTILINE)
+# Lines of decorators with nothing below them match too, without a name: else each would be the start of another attempt.
+_PYTHON = re.compile(r"^(?=[@adc])(?:@[^\n]*+\n)*+(?:(?:async[ \t]+)?(?:def|class)[ \t]+(?P<name>\w+))?", re.MULTILINE)
 
 
 def language_of(uri: str, text: str) -> str | None:
@@ -83,7 +84,8 @@ def docstring_line(text: str) -> str:
 
 
 def _sections(text: str, language: str) -> Iterator[Section]:
-    starts = [(match.start(), match["name"]) for match in _PYTHON.finditer(text)] if language == "python" else []
+    found = _PYTHON.finditer(text) if language == "python" else ()
+    starts = [(match.start(), match["name"]) for match in found if match["name"]]
     if text and (not starts or starts[0][0] > 0):
         yield Section(0, kind="code")
     for start, name in starts:

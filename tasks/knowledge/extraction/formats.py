@@ -11,16 +11,18 @@ from pathlib import PurePosixPath
 
 from tasks.knowledge.extraction.archives import open_archive
 from tasks.knowledge.extraction.code import extract_code, language_of
-from tasks.knowledge.extraction.model import DocumentRefused, Extract
+from tasks.knowledge.extraction.model import LONGEST_BESIDE, DocumentRefused, Extract
 from tasks.knowledge.extraction.rows import extract_rows
 from tasks.knowledge.extraction.text import decode, extract_text
 
-EXTRACTOR = "extraction/2"
+EXTRACTOR = "extraction/3"
 _PACKAGES = ("pypdfium2", "pdfplumber", "pdfminer.six", "python-docx", "lxml", "selectolax", "markdown-it-py")
 _START = 65_536  # bytes by which binary content is told
 _BINARY_SHARE = 0.1
+# A comment that was read is not read again: to try each end of each comment takes time without end.
 _HTML = re.compile(
-    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+    rb"\s*+(?:<\?xml[^>]*+>\s*+)?+(?:<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _HTML_ENDINGS = {".html", ".htm", ".xhtml"}
 _ROW_ENDINGS = {".csv", ".tsv", ".json", ".jsonl", ".ndjson"}
@@ -44,7 +46,7 @@ def extract(uri: str, body: bytes) -> Extract:
 def format_of(uri: str, body: bytes) -> str:
     """Return `pdf`, `docx`, `html`, or `text` for everything that is characters. Raises DocumentRefused."""
     start = body[:_START]
-    if b"%PDF-" in start[:1024] and not start.startswith((b"<", b"#")):
+    if _is_pdf(uri, start):
         return "pdf"
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return _archive(body)
@@ -74,6 +76,14 @@ def is_binary(start: bytes) -> bool:
     return mixed or controls > _BINARY_SHARE * len(start)
 
 
+def _is_pdf(uri: str, start: bytes) -> bool:
+    """Return whether a PDF begins here: at once, or within 1 KB of what is no text that speaks of PDF files."""
+    before, mark, _rest = start[:1024].partition(b"%PDF-")
+    if not mark or not before.strip():
+        return bool(mark)
+    return not start.startswith((b"<", b"#")) and (ending_of(uri) == ".pdf" or is_binary(before) or is_binary(start))
+
+
 def ending_of(uri: str) -> str:
     """Return the ending of the name in a URI, in small letters."""
     return PurePosixPath(uri.rsplit(":", 1)[-1]).suffix.lower()
@@ -86,7 +96,8 @@ def is_plain(uri: str, body: bytes) -> bool:
     """
     if format_of(uri, body) != "text" or ending_of(uri) in {".md", ".markdown", ".mdx", *_ROW_ENDINGS}:
         return False
-    return not body.lstrip()[:1].startswith((b"#", b"{", b"["))
+    # Behind a byte order mark may stand what the parsers of Markdown and JSON are for.
+    return not body.lstrip().startswith((b"#", b"{", b"[", b"\xef\xbb\xbf", *_MARKS))
 
 
 def _extract(uri: str, body: bytes, form: str) -> Extract:
@@ -153,20 +164,27 @@ def _version(package: str) -> str:
 
 
 def _encodable(found: Extract) -> Extract:
-    """Return an extract that can be written as UTF-8: halves of characters (JSON can name them) are counted and replaced."""
+    """Return an extract that can be written as UTF-8, and has nothing long beside its text.
+
+    Halves of characters (JSON can name them) are counted and replaced.
+    """
     text, broken = _SURROGATE.subn("\ufffd", found.text)  # one for one: the sections stay where they are
     return replace(
         found,
         title=_plain(found.title),
         text=text,
         invalid_bytes=found.invalid_bytes + broken,
-        sections=tuple(replace(section, headings=tuple(map(_plain, section.headings))) for section in found.sections),
+        sections=tuple(replace(section, headings=tuple(map(_beside, section.headings))) for section in found.sections),
         hidden=_plain(found.hidden),
-        metadata={_plain(name): _plain(value) for name, value in found.metadata.items()},
+        metadata={_beside(name): _beside(value) for name, value in found.metadata.items()},
     )
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _beside(text: str) -> str:
+    return _plain(text[:LONGEST_BESIDE])
 
 
 def _plain(text: str) -> str:

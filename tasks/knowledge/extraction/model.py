@@ -13,6 +13,8 @@ from tasks.errors import DataError
 
 Kind = Literal["text", "table", "code"]
 MAX_CHARACTERS = 50_000_000  # of text that a parser makes; what is larger is no document, and would fill the memory
+# Of a heading or a value of metadata. Twice what is kept in the end: screening sees what begins before the end whole.
+LONGEST_BESIDE = 2_000
 _SPACE = re.compile(r"[\s\0]+")
 
 

@@ -11,7 +11,9 @@ from tasks.knowledge.index_tables.contents import (
     documents_in,
     keep_only,
     list_uris,
+    lock_building,
     replace_documents,
+    require_whole,
 )
 from tasks.knowledge.index_tables.indexes import build_indexes, drop_indexes, scan
 from tasks.knowledge.index_tables.local_settings import local_settings
@@ -42,9 +44,11 @@ __all__ = [
     "keep_only",
     "list_uris",
     "local_settings",
+    "lock_building",
     "lock_current",
     "of_run",
     "replace_documents",
     "require_open",
+    "require_whole",
     "scan",
 ]

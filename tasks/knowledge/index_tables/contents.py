@@ -2,7 +2,7 @@
 
 Reads and writes the tables `chunks_vN`. Documents that stay as they are are named by a temporary table on the
 server (`list_uris` makes one), so that nothing here grows with the corpus in the client's memory. Fails with
-`DataError` when a version is not open for writing.
+`DataError` when a version is not open for writing, or not whole, and `TryAgain` when another try has just finished it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from psycopg import sql
 
 from tasks.database import Connection
-from tasks.errors import DataError
+from tasks.errors import DataError, TryAgain
 from tasks.knowledge.index_tables.indexes import drop_indexes
 from tasks.knowledge.index_tables.versions import BUILD_LOCK, OPEN, Version
 
@@ -26,6 +26,8 @@ COLUMNS = (
     ("start", "int4"),
     ("end", "int4"),
     ("page", "int4"),
+    ("last_page", "int4"),
+    ("covered", "text[]"),
     ("metadata", "jsonb"),
     ("chunk_sha256", "text"),
     ("embedding", "vector"),
@@ -39,22 +41,55 @@ def replace_documents(
 ) -> None:
     """Make `rows` the only chunks of the documents `uris`, in one transaction: safe to repeat, and to run twice at once.
 
-    A row has the COLUMNS; headings, page and metadata may be absent. A reader sees all of a document's rows or none.
+    A row has the COLUMNS; where it stands (headings, page, last_page, covered) and metadata may be absent. A reader sees all
+    of a document's rows or none.
     """
     with connection.transaction():
         # Two tries of one part may overlap (a lost pod and its retry): the second waits here, then replaces.
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (BUILD_LOCK, version.version))
-        row = connection.execute(
-            "SELECT status FROM index_versions WHERE version = %s FOR SHARE", (version.version,)
-        ).fetchone()
-        if row is None or row["status"] not in OPEN:
-            raise DataError(
-                f"expected index version {version.version} to be open, found {row['status'] if row else 'nothing'}. "
-                "Next: start a new run of sync_knowledge."
-            )
+        lock_building(connection, version)
         drop_indexes(connection, version)
         connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = ANY(%s)").format(version.table), (list(uris),))
         load_rows(connection, version, rows)
+
+
+def lock_building(connection: Connection, version: Version) -> None:
+    """Keep others from writing a version until the transaction ends.
+
+    Raises TryAgain when another try has finished it (then its manifest stands), DataError when it is not its run's any more.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (BUILD_LOCK, version.version))
+    row = connection.execute(
+        "SELECT status FROM index_versions WHERE version = %s FOR SHARE", (version.version,)
+    ).fetchone()
+    status = row["status"] if row else "nothing"
+    if status in OPEN and status != "building":
+        raise TryAgain(
+            f"expected index version {version.version} to be building, found {status}: another try has finished it. "
+            "Next: nothing; what it left stands."
+        )
+    if status != "building":
+        raise DataError(
+            f"expected index version {version.version} to be open, found {status}. Next: start a new run of sync_knowledge."
+        )
+
+
+def require_whole(connection: Connection, version: Version) -> None:
+    """Refuse a version whose table holds other rows than were recorded, or has no vector index. Raises DataError."""
+    row = connection.execute(
+        sql.SQL(
+            "SELECT (SELECT count(*) FROM {table}) AS rows, v.chunks, EXISTS (SELECT FROM pg_index i "
+            "JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
+            "WHERE i.indrelid = v.table_name::regclass AND i.indisvalid AND a.amname = 'hnsw') AS hnsw "
+            "FROM index_versions v WHERE v.version = %s"
+        ).format(table=version.table),
+        (version.version,),
+    ).fetchone()
+    if row is None or row["rows"] != row["chunks"] or not row["hnsw"]:
+        found = f"{row['rows']} and {'one' if row['hnsw'] else 'no vector index'}" if row else "nothing"
+        raise DataError(
+            f"expected {row['chunks'] if row else 'the recorded'} chunks with a vector index in index version "
+            f"{version.version}, found {found}. Next: clear check_index of this run, or start a new one."
+        )
 
 
 def load_rows(connection: Connection, version: Version, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -62,7 +97,7 @@ def load_rows(connection: Connection, version: Version, rows: Iterable[Mapping[s
     types = [version.vector_type if name == "embedding" else kind for name, kind in COLUMNS]
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(version.table, _NAMES)
     before = COLUMNS[:-1]
-    absent: dict[str, Any] = {"headings": [], "page": None, "metadata": {}}
+    absent: dict[str, Any] = {"headings": [], "page": None, "last_page": None, "covered": None, "metadata": {}}
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(types)
         for row in rows:

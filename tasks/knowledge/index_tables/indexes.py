@@ -126,5 +126,7 @@ def _name(version: Version, suffix: str) -> sql.Identifier:
 @contextmanager
 def scan(connection: Connection, *, exact: bool) -> Iterator[None]:
     """Make queries in the block scan every chunk (`exact`), or use the HNSW index even where a scan were cheaper."""
-    with local_settings(connection, {"enable_indexscan" if exact else "enable_seqscan": "off"}):
+    # A prepared statement keeps a generic plan whatever is set later: the exact scan would be the approximate one again.
+    options = {"enable_indexscan" if exact else "enable_seqscan": "off", "plan_cache_mode": "force_custom_plan"}
+    with local_settings(connection, options):
         yield

@@ -7,7 +7,7 @@ vectors that HNSW cannot hold, or a text search configuration that the server ha
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from psycopg import sql
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CORPUS = "default"
 BUILD_LOCK = 0x4D696C6D  # any constant number other than the migrations' lock
-OPEN = ("building", "checked", "refused")  # states in which a run may still write into its version
+OPEN = ("building", "checked", "refused")  # states from which a run may still build its version
 # What an HNSW index of pgvector takes, by the type of the column.
 MOST_DIMENSIONS = {"vector": 2000, "halfvec": 4000}
 _ABSENT = {"source": "", "vector_type": "vector", "text_search": "english"}
@@ -103,8 +103,9 @@ def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version
     """Return the version that `run` builds, making its row and table when there is none; any number may ask at once.
 
     `about` holds fingerprint, corpus (a name), corpus_sha256, embedder and dimensions, and may hold source,
-    vector_type, text_search and settings. Raises SettingsError when no such version can be searched, and DataError
-    when the run's version is no longer open: it was switched to, and what serves is never written.
+    vector_type, text_search and settings. A version that was judged is building again: what was said of it is not true
+    of what is written now. Raises SettingsError when no such version can be searched, and DataError when the run's
+    version is no longer open: it was switched to, and what serves is never written.
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (BUILD_LOCK,))
@@ -112,7 +113,9 @@ def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version
         if found is None:
             found = _make(connection, run, {**_ABSENT, **about, "settings": Jsonb(about.get("settings") or {})})
             log.info("index version=%d corpus=%s table=%s begun", found.version, found.corpus, found.table_name)
-    return require_open(found)
+        if require_open(found).status != "building":
+            connection.execute("UPDATE index_versions SET status = 'building' WHERE version = %s", (found.version,))
+    return replace(found, status="building")
 
 
 def _make(connection: Connection, run: str, about: Mapping[str, Any]) -> Version:
@@ -168,8 +171,8 @@ def _create_table(connection: Connection, version: Version) -> None:
         sql.SQL(
             "CREATE TABLE {table} (chunk_id text PRIMARY KEY, document_uri text NOT NULL, ordinal integer NOT NULL, "
             "title text NOT NULL, headings text[] NOT NULL DEFAULT '{{}}', text text NOT NULL, tokens integer NOT NULL, "
-            "start integer NOT NULL, \"end\" integer NOT NULL, page integer, metadata jsonb NOT NULL DEFAULT '{{}}', "
-            "chunk_sha256 text NOT NULL, embedding {type} NOT NULL, UNIQUE (document_uri, ordinal)) "
+            'start integer NOT NULL, "end" integer NOT NULL, page integer, last_page integer, covered text[], '
+            "metadata jsonb NOT NULL DEFAULT '{{}}', chunk_sha256 text NOT NULL, embedding {type} NOT NULL, UNIQUE (document_uri, ordinal)) "
             "WITH (toast_tuple_target = 8160)"
         ).format(table=version.table, type=version.column_type)
     )

@@ -1,11 +1,13 @@
 """The SQL of a search: the nearest chunks to a vector, and the chunks that hold the words of a question.
 
 Reads a version's table; writes nothing. Both return rows in a fixed order: of chunks that are equally good the one
-with the smaller URI and ordinal comes first. A filter never makes a search return less than there is: up to EXACT_ROWS
-matching rows are compared one by one, and where more match HNSW goes on scanning until it has enough of them, or gives
-up, and then they are compared one by one too.
+with the smaller URI and ordinal comes first. Who asks for more gets the same first ones. A filter never makes a search
+return less than there is: up to EXACT_ROWS matching rows are compared one by one, and where more match HNSW goes on
+scanning until it has enough of them, or gives up, and then they are compared one by one too.
 """
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,30 +25,42 @@ EXACT_ROWS = 10_000
 SCAN_TUPLES = 40_000
 _MOST_EF = 1000  # of pgvector
 _SPARE = 20  # rows beyond those asked for, among which equals at the edge are put in order
+_BLOCK = 40  # rows of HNSW that are put in order together
 _FIELDS = sql.SQL(", ").join(
     sql.Identifier(name)
     for name in (
-        "chunk_id", "document_uri", "title", "text", "ordinal", "start", "end", "headings", "page", "metadata",
+        "chunk_id", "document_uri", "title", "text", "ordinal", "start", "end", "headings", "page", "last_page", "covered",
+        "metadata",
     )
 )  # fmt: skip
-# `relaxed_order` yields a little out of order and leaves nothing out, as `strict_order` does; the rows are sorted after it.
+# `relaxed_order` yields a little out of order and leaves nothing out, as `strict_order` does; the rows are sorted after it,
+# each %(block)s of them by themselves: a search that goes on for more finds the same at its head.
 _NEAREST = sql.SQL(
     "WITH near AS MATERIALIZED (SELECT {fields}, embedding <=> %(vector)s AS distance FROM {table} WHERE {condition} "
-    "ORDER BY {order} LIMIT %(rows)s) SELECT {fields}, 1 - distance AS score FROM near "
-    "ORDER BY distance, document_uri, ordinal LIMIT %(k)s"
+    "ORDER BY {order} LIMIT %(rows)s), "
+    "placed AS (SELECT *, (row_number() OVER () - 1) / %(block)s AS block FROM near) "
+    "SELECT {fields}, 1 - distance AS score FROM placed ORDER BY block, distance, document_uri, ordinal LIMIT %(k)s"
 )
 _APPROXIMATE = sql.SQL("embedding <=> %(vector)s")
 _EXACT = sql.SQL("(embedding <=> %(vector)s) + 0")  # no longer what the index is on: every matching row is compared
+# The score of a chunk with all words is the same among those that have them all and among those that have some.
 _BY_WORDS = sql.SQL(
-    "SELECT {fields}, 1 - (embedding <=> %(vector)s) AS score, ts_rank_cd(words, {some}, 1) AS text_score FROM {table} "
+    "SELECT {fields}, 1 - (embedding <=> %(vector)s) AS score, "
+    "ts_rank_cd(words, CASE WHEN words @@ {every} THEN {every} ELSE {some} END, 1) AS text_score FROM {table} "
     "WHERE words @@ {some} AND {condition} "
     "ORDER BY words @@ {every} DESC, text_score DESC, document_uri, ordinal LIMIT %(k)s"
 )
-_EVERY = sql.SQL("websearch_to_tsquery({config}, %(text)s)")
+_EVERY = {
+    True: sql.SQL("websearch_to_tsquery({config}, %(text)s)"),
+    False: sql.SQL("plainto_tsquery({config}, %(text)s)"),
+}
 # Any of the words. A question that excludes words (-word) is taken as it is: "or not that" would match nearly all.
 _SOME = sql.SQL(
     "(CASE WHEN {every}::text LIKE '%%!%%' THEN {every} ELSE replace({every}::text, ' & ', ' | ')::tsquery END)"
 )
+_ANY = sql.SQL("replace({every}::text, ' & ', ' | ')::tsquery")
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -54,22 +68,32 @@ Row = dict[str, Any]
 def nearest(connection: Connection, version: Version, vector: Any, k: int, where: Filters, ef: int) -> list[Row]:
     """Return the `k` matching chunks nearest to `vector`, or all that match where they are fewer."""
     condition, values = where.condition()
-    rows = k + _SPARE
-    values |= {"vector": as_stored(vector, version.vector_type), "rows": rows, "k": k}
+    block = min(ef, _BLOCK)  # not more than HNSW finds at once
+    rows = math.ceil((k + _SPARE) / block) * block
+    values |= {"vector": as_stored(vector, version.vector_type), "rows": rows, "k": k, "block": block}
     filtered = where != Filters()
     if filtered and _matches_at_most(connection, version, condition, values, EXACT_ROWS):
-        return _rows(connection, _ordered(version, condition, _EXACT), values)
+        return _compared(connection, version, condition, values)
     options = {
-        "hnsw.ef_search": str(min(_MOST_EF, max(ef, rows))),
+        "hnsw.ef_search": str(min(_MOST_EF, ef)),
         "hnsw.iterative_scan": "relaxed_order",
         "hnsw.max_scan_tuples": str(SCAN_TUPLES),
         "hnsw.scan_mem_multiplier": "4",
-        # Postgres takes a filter on metadata for a rare one, and would sort all that match: here it is known that many do.
-        **({"enable_seqscan": "off", "enable_bitmapscan": "off"} if filtered else {}),
+        # Postgres takes a filter for a rare one, and would sort all that match: here it is known that many do.
+        **(dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_sort"), "off") if filtered else {}),
     }
     with local_settings(connection, options):
         found = _rows(connection, _ordered(version, condition, _APPROXIMATE), values)
-    return found if len(found) == k else _rows(connection, _ordered(version, condition, _EXACT), values)
+    if len(found) == k:
+        return found
+    log.debug("index version=%d: HNSW found %d of %d, all that match are compared", version.version, len(found), k)
+    return _compared(connection, version, condition, values)
+
+
+def _compared(
+    connection: Connection, version: Version, condition: sql.Composable, values: Mapping[str, Any]
+) -> list[Row]:
+    return _rows(connection, _ordered(version, condition, _EXACT), {**values, "block": values["rows"]})
 
 
 def _matches_at_most(
@@ -81,13 +105,18 @@ def _matches_at_most(
     return bool(_rows(connection, query, values)[0]["n"] <= most)
 
 
-def by_words(connection: Connection, version: Version, text: str, vector: Any, k: int, where: Filters) -> list[Row]:
-    """Return the `k` best matching chunks that hold all words of `text`; where those are fewer, then some of them."""
+def by_words(
+    connection: Connection, version: Version, text: str, vector: Any, k: int, where: Filters, *, marks: bool
+) -> list[Row]:
+    """Return the `k` best matching chunks that hold all words of `text`; where those are fewer, then some of them.
+
+    With `marks`, quotes, `or` and `-` mean what they mean to a search engine; else a text is its words and nothing else.
+    """
     condition, values = where.condition()
     values |= {"vector": as_stored(vector, version.vector_type), "text": text, "k": k}
-    every = _EVERY.format(config=version.text_config)
+    every = _EVERY[marks].format(config=version.text_config)
     found: list[Row] = []
-    for some in (every, _SOME.format(every=every)):
+    for some in (every, (_SOME if marks else _ANY).format(every=every)):
         query = _BY_WORDS.format(fields=_FIELDS, table=version.table, condition=condition, some=some, every=every)
         found = _rows(connection, query, values)
         if len(found) == k:

@@ -1,6 +1,7 @@
 """`python -m tasks search "QUESTION"`: what a question finds, with where it stands and how it came to its place.
 
-Reads the index version and loads its embedder, and the configured reranker where there is one. Writes to stdout.
+Reads the current index version of the corpus (without --corpus: the one that MILLRACE_CORPUS names) or another version, loads its
+embedder, and the reranker of that version's corpus where there is one. Writes to stdout.
 Fails with `OptionError` for a wrong option, with `DataError` when there is no such version.
 """
 
@@ -24,7 +25,7 @@ _SHOWN = 300
 def main(arguments: list[str]) -> int:
     """Print what a question finds; return the exit code."""
     from tasks.__main__ import parse_options
-    from tasks.knowledge.corpora import settings_of
+    from tasks.knowledge.corpora import load_corpora, name_of, settings_of
     from tasks.knowledge.embedders import load_embedder
     from tasks.knowledge.reranker import load_reranker
     from tasks.settings import settings
@@ -33,18 +34,20 @@ def main(arguments: list[str]) -> int:
         raise OptionError(f"expected a question, found {' '.join(arguments) or 'nothing'}. Next: {USAGE}")
     question, options = arguments[0], parse_options(arguments[1:])
     require_known(options)
-    configured = settings_of(settings(), options.get("corpus"))
-    mode = options.get("mode", configured.search_mode)
+    chosen = settings()
+    corpus = name_of(chosen, options.get("corpus") or chosen.corpus)
     with connect() as connection:
         version = int(options["version"]) if "version" in options else None
-        found = index_tables.get(connection, version, options.get("corpus", index_tables.DEFAULT_CORPUS))
+        found = index_tables.get(connection, version, corpus)
+        # A version may outlive its corpus' entry in the file.
+        configured = settings_of(chosen, found.corpus if found.corpus in load_corpora(chosen.corpora) else None)
         hits = search(
             connection,
             found.version,
             load_embedder(configured, found.embedder).encode([question], "query")[0],
             int(options.get("k", "5")),
             text=question,
-            mode=mode,  # type: ignore[arg-type]  # require_known has seen it
+            mode=options.get("mode", configured.search_mode),  # type: ignore[arg-type]  # require_known has seen it
             where=filters_of(options),
             reranker=load_reranker(configured) if configured.reranker else None,
         )
@@ -91,7 +94,8 @@ def shown(version: Version, hits: list[Hit]) -> str:
     ]
     for place, hit in enumerate(hits, start=1):
         where = [hit.title, f"chunk {hit.ordinal}", f"characters {hit.start} to {hit.end}"]
-        where += [f"page {hit.page}"] if hit.page is not None else []
+        pages = f"page {hit.page}" if hit.page == hit.last_page else f"pages {hit.page} to {hit.last_page}"
+        where += [pages] if hit.page is not None else []
         where += [" > ".join(hit.headings)] if hit.headings else []
         parts = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in hit.parts.items())
         lines += [

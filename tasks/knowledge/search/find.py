@@ -25,7 +25,9 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 EF_SEARCH = 80
 # Reciprocal rank fusion: 1 / (60 + rank), summed over the lists (Cormack, Clarke, Buettcher, SIGIR 2009).
 RRF = 60
-FUSED = 50  # places of each list that are fused, and hits that a reranker reads, at least
+# However few hits are asked for, so many places of each list are fused, and so many hits reranked: the best few are those
+# that the check, which asks for more, has measured.
+FUSED, RERANKED = 100, 50
 
 
 class Reranks(Protocol):
@@ -40,8 +42,9 @@ class Reranks(Protocol):
 class Hit:
     """One chunk found. `score` is its cosine similarity to the question, 1 at most, however it was found.
 
-    `text` is `start` to `end` of the document's text, below `headings`, on `page` where it has pages. `parts` tells
-    how it came to its place: vector_rank, text_rank, text_score, rrf, rerank, those that apply.
+    `text` is `start` to `end` of the document's text, below `headings`, on `page` to `last_page` where it has pages;
+    `covered` are all headings that any of it stands below. `parts` tells how it came to its place: vector_rank, text_rank,
+    text_score, rrf, rerank, those that apply.
     """
 
     chunk_id: str
@@ -54,6 +57,8 @@ class Hit:
     end: int = 0
     headings: tuple[str, ...] = ()
     page: int | None = None
+    last_page: int | None = None
+    covered: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     parts: Mapping[str, float] = field(default_factory=dict, hash=False)
     index_version: int = 0
@@ -73,7 +78,8 @@ def search(
 ) -> list[Hit]:
     """Return the `k` best chunks of an index version (None: the current one of the corpus `default`), best first.
 
-    `text` is the question itself, which the modes `text` and `hybrid` and a reranker need. Raises DataError, OptionError.
+    Who asks for more gets the same first ones (in hybrid for up to FUSED). `text` is the question itself, which the modes
+    `text` and `hybrid` and a reranker need. Raises DataError, OptionError.
     """
     if mode not in MODES:
         raise OptionError(
@@ -85,9 +91,10 @@ def search(
             "Next: pass text=."
         )
     asked = _Asked(connection, index_tables.get(connection, version), query_vector, text or "", where or Filters(), ef)
-    wanted = max(k, FUSED) if reranker is not None else k
-    hits = _FINDERS[mode](asked, wanted)
-    return (_reranked(hits, text or "", reranker) if reranker is not None else hits)[:k]
+    if reranker is None:
+        return _FINDERS[mode](asked, k)
+    hits = _FINDERS[mode](asked, max(k, RERANKED))
+    return [*_reranked(hits[:RERANKED], asked.text, reranker), *hits[RERANKED:]][:k]
 
 
 @dataclass(frozen=True)
@@ -103,22 +110,30 @@ class _Asked:
         rows = candidates.nearest(self.connection, self.version, self.vector, k, self.where, self.ef)
         return [self._hit(row, {"vector_rank": place}) for place, row in enumerate(rows, start=1)]
 
-    def worded(self, k: int) -> list[Hit]:
-        rows = candidates.by_words(self.connection, self.version, self.text, self.vector, k, self.where)
+    def worded(self, k: int, marks: bool = True) -> list[Hit]:
+        rows = candidates.by_words(self.connection, self.version, self.text, self.vector, k, self.where, marks=marks)
         return [
             self._hit(row, {"text_rank": place, "text_score": row.pop("text_score")})
             for place, row in enumerate(rows, start=1)
         ]
 
     def _hit(self, row: Row, parts: Mapping[str, float]) -> Hit:
-        return Hit(**row | {"headings": tuple(row["headings"])}, parts=parts, index_version=self.version.version)
+        headings = tuple(row["headings"])
+        reach = {
+            "last_page": row["page"] if row["last_page"] is None else row["last_page"],
+            "covered": headings if row["covered"] is None else tuple(row["covered"]),
+        }
+        return Hit(**row | {"headings": headings} | reach, parts=parts, index_version=self.version.version)
 
 
 def _hybrid(asked: _Asked, k: int) -> list[Hit]:
-    """Fuse both lists. A chunk that only one of them found gets that one's share."""
+    """Fuse both lists. A chunk that only one of them found gets that one's share.
+
+    People ask in sentences: what would exclude or demand words in the mode `text` (-m, "...") is a word like others here.
+    """
     depth = max(k, FUSED)
     found: dict[str, Hit] = {}
-    for rank, hits in (("vector_rank", asked.near(depth)), ("text_rank", asked.worded(depth))):
+    for rank, hits in (("vector_rank", asked.near(depth)), ("text_rank", asked.worded(depth, marks=False))):
         for hit in hits:
             before = found.get(hit.chunk_id)
             earlier = dict(before.parts) if before else {}

@@ -9,7 +9,8 @@ below it cannot be read (else its documents would seem deleted), and refuses sin
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from tasks.errors import CorpusError
@@ -81,8 +82,7 @@ class Folder:
         """Yield the items below a folder, in the byte order of their paths."""
         try:
             with os.scandir(folder) as entries:
-                # A folder sorts as its files' paths do: with the slash. Code points sort as UTF-8 does.
-                found = sorted((shown(entry.name) + ("/" if _is_folder(entry) else ""), entry) for entry in entries)
+                found = _named(entries)
         except OSError as error:
             raise _unreadable_place(str(folder), error) from error
         for name, entry in found:
@@ -126,6 +126,21 @@ def stamp_of(found: os.stat_result) -> str:
 def shown(name: str) -> str:
     """Return a file's name as text; bytes that are not UTF-8 are shown as \\xNN (such a file is refused when read)."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _named(entries: "Iterable[os.DirEntry[str]]") -> "list[tuple[str, os.DirEntry[str]]]":
+    """Return the entries of a folder, each by a name of its own, a folder's with a slash, in the byte order of their paths."""
+    found = sorted(entries, key=attrgetter("name"))
+    taken = {entry.name for entry in found}
+    named = []
+    for entry in found:
+        name = shown(entry.name)
+        while name != entry.name and name in taken:  # b"\xff" beside a file that is named \xff
+            name = name.replace("\\", "\\\\")
+        taken.add(name)
+        named.append((name + "/" if _is_folder(entry) else name, entry))
+    # A folder sorts as its files' paths do: with the slash. Code points sort as UTF-8 does.
+    return sorted(named, key=itemgetter(0))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

