@@ -1,9 +1,10 @@
 """What a sync costs when nothing, or little, changed; and the memory it takes for ten times as many chunks.
 
-Each runs the stages of sync_knowledge as a launcher does, one process a stage and part, one after the other, on a folder
-of real text (docstrings and documentation of the installed packages, cut to documents) with a stack of its own. Seconds
-are those of the stages, from start to manifest; the start of the interpreter and Airflow's own time are not in them
-(`orchestration` measures those). `sync_noop` and `sync_one_percent`, asked for together, share one first sync.
+Each runs the stages of sync_knowledge as a launcher does, one process a stage and part, one after the other, each with all
+cores, on a folder of real text (docstrings and documentation of the installed packages, cut to documents) with a stack of
+its own. Seconds are those of the processes, from their start to their end: the interpreter and its imports are in them,
+Airflow's own time is not (`orchestration` measures that). `sync_noop` and `sync_one_percent`, asked for together, share one
+first sync.
 """
 
 import itertools
@@ -12,12 +13,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psycopg
+from psycopg import sql
 
 from benchmarks.result import Result
 
@@ -32,15 +37,19 @@ _PARTS_OF = {"read_documents": "list_documents", "index_documents": "validate_do
 
 @dataclass
 class Cost:
-    """What one sync took: seconds and the largest memory of each stage, and counts."""
+    """What one sync took: seconds of the processes and the largest memory of each stage, and counts.
 
+    `worked` are the seconds that the stages themselves tell, from their start to their manifest.
+    """
+
+    worked: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     megabytes: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
-        """Seconds of all stages."""
+        """Seconds of all processes."""
         return sum(self.seconds.values())
 
     def shown(self) -> str:
@@ -63,14 +72,24 @@ class Corpus:
         for stage in _STAGES:
             planned = references[_PARTS_OF[stage]]["facts"]["parts"] if stage in _PARTS_OF else [None]
             for part in planned:
+                begun = time.monotonic()
                 reference, megabytes = self._stage(stage, part)
                 references[stage] = reference
-                cost.seconds[stage] = cost.seconds.get(stage, 0.0) + float(reference["seconds"])
+                cost.seconds[stage] = cost.seconds.get(stage, 0.0) + time.monotonic() - begun
+                cost.worked += float(reference["seconds"])
                 cost.megabytes[stage] = max(cost.megabytes.get(stage, 0.0), megabytes)
-                for name in ("embedded", "from_cache", "chunks", "read", "same"):
+                for name in ("embedded", "from_cache", "chunks", "read", "good", "same"):
                     key = f"{stage}.{name}"
                     cost.counts[key] = cost.counts.get(key, 0) + reference["counts"].get(name, 0)
         return cost
+
+    def texts(self) -> set[str]:
+        """Return the digests of the texts that the current version has embedded."""
+        with psycopg.connect(self.environment["MILLRACE_DATABASE_URL"]) as connection:
+            row = connection.execute("SELECT table_name FROM index_versions WHERE status = 'current'").fetchone()
+            assert row is not None
+            query = sql.SQL("SELECT DISTINCT chunk_sha256 FROM {}").format(sql.Identifier(row[0]))
+            return {found[0] for found in connection.execute(query)}
 
     def _stage(self, stage: str, part: str | None) -> tuple[dict[str, Any], float]:
         run = f"s3://{self.environment['MILLRACE_S3_BUCKET']}/runs/sync_knowledge/benchmark-{self.runs}"
@@ -103,7 +122,7 @@ def close() -> None:
 
 
 def sync_noop() -> Result:
-    """A sync of 10,000 documents of which none changed: its stages' time as a share of the first sync's."""
+    """A sync of 10,000 documents of which none changed: its time as a share of the first sync's."""
     corpus, first = _first_sync()
     noop = corpus.sync()
     share, embedded = noop.total / first.total, noop.counts.get("index_documents.embedded", 0)
@@ -116,8 +135,9 @@ def sync_noop() -> Result:
 
 
 def sync_one_percent() -> Result:
-    """A sync in which 1 % of 10,000 documents changed by a sentence: its stages' time as a share of the first sync's."""
+    """A sync in which 1 % of 10,000 documents changed by a sentence: its time as a share of the first sync's."""
     corpus, first = _first_sync()
+    before = corpus.texts()
     changed = sorted(corpus.folder.glob("*.txt"))[::100]
     for number, path in enumerate(changed):
         path.write_text(
@@ -125,25 +145,25 @@ def sync_one_percent() -> Result:
         )
     second = corpus.sync()
     share = second.total / first.total
-    embedded, chunks = second.counts["index_documents.embedded"], second.counts["index_documents.chunks"]
-    cached = second.counts["index_documents.from_cache"]
-    right = embedded > 0 and embedded + cached <= chunks and embedded <= 2 * len(changed)
+    embedded, wanted = second.counts["index_documents.embedded"], len(corpus.texts() - before)
     return Result(
-        figure=f"{share:.2%} of the first sync, {embedded} chunks embedded for {len(changed)} changed documents",
-        bound=f"{ONE_PERCENT:.0%}, the chunks that changed",
-        holds=share <= ONE_PERCENT and right,
+        figure=f"{share:.2%} of the first sync, {embedded} chunks embedded, {wanted} have another text",
+        bound=f"{ONE_PERCENT:.0%}, the same number",
+        holds=share <= ONE_PERCENT and embedded == wanted > 0,
         details=[
             *_details(first, {"1 % changed": second}),
-            f"of {chunks} chunks of changed documents {cached} came from the cache",
+            f"{len(changed)} documents changed; they have {second.counts['index_documents.chunks']} chunks, of which "
+            f"{second.counts['index_documents.from_cache']} came from the cache",
         ],
     )
 
 
 def sync_memory() -> Result:
-    """The largest memory of a stage's process in a first sync: 100,000 chunks against 10,000."""
+    """The largest memory of a stage's process in a first sync in one part: 100,000 chunks against 10,000."""
     peaks: dict[int, Cost] = {}
     for chunks in (_FEW, _MANY):
-        extra = {"MILLRACE_CHUNK_TOKENS": str(_SMALL_CHUNK), "MILLRACE_MAX_SHARDS": "4"}
+        # One part: what a process holds must not grow with what it has to do.
+        extra = {"MILLRACE_CHUNK_TOKENS": str(_SMALL_CHUNK), "MILLRACE_MAX_SHARDS": "1"}
         with _corpus(chunks // 10, extra) as corpus:
             peaks[chunks] = corpus.sync()
     few, many = (max(peaks[chunks].megabytes.values()) for chunks in (_FEW, _MANY))
@@ -161,12 +181,15 @@ def sync_memory() -> Result:
 
 
 def _details(first: Cost, others: dict[str, Cost]) -> list[str]:
-    lines = [f"first: {first.total:.1f} s for {first.counts['index_documents.chunks']} chunks ({first.shown()})"]
-    lines += [f"{name}: {cost.total:.2f} s ({cost.shown()})" for name, cost in others.items()]
+    shown = {"first": first, **others}
     return [
-        *lines,
-        "seconds are summed over processes, one a stage and part, that ran one after another; each part embedded with the "
-        "threads it would have beside the others (its share of the cores, at least 1)",
+        f"chunks of the first sync: {first.counts['index_documents.chunks']}, documents kept out: "
+        f"{DOCUMENTS - first.counts['read_documents.good']}",
+        *(f"{name}: {cost.total:.1f} s ({cost.shown()})" for name, cost in shown.items()),
+        *(
+            f"{name}, without the start of its processes: {cost.worked / first.worked:.2%}"
+            for name, cost in others.items()
+        ),
     ]
 
 

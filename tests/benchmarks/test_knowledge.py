@@ -109,19 +109,28 @@ def test_a_noop_and_a_small_change_are_measured_on_one_first_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[str] = []
+    missed = 0
 
     class Corpus:
         folder = tmp_path
 
+        def changed(self) -> int:
+            return sum("Since yesterday" in path.read_text() for path in tmp_path.glob("*.txt"))
+
+        def texts(self) -> set[str]:
+            return {"old", *(str(number) for number in range(self.changed() + missed))}
+
         def sync(self) -> sync.Cost:
-            changed = sum("Since yesterday" in path.read_text() for path in tmp_path.glob("*.txt"))
+            changed = self.changed()
             seen.append(f"sync with {changed} changed")
             counts = {
                 "index_documents.chunks": changed,
                 "index_documents.embedded": changed,
                 "index_documents.from_cache": 0,
+                "read_documents.good": 200,
             }
-            return sync.Cost({"list_documents": 0.1 if len(seen) > 2 else 100.0}, {}, counts)
+            seconds = 0.1 if len(seen) > 2 else 100.0
+            return sync.Cost(worked=seconds, seconds={"list_documents": seconds}, counts=counts)
 
     @contextmanager
     def corpus(documents: int) -> Iterator[Corpus]:
@@ -139,9 +148,11 @@ def test_a_noop_and_a_small_change_are_measured_on_one_first_sync(
     ]  # fmt: skip
     out = capsys.readouterr().out
     assert "sync_noop: 0.10% of the first sync, 0 chunks embedded (bound: 2%, 0) holds" in out
-    assert "summed over processes" in out
+    assert "without the start of its processes: 0.10%" in out
     seen.clear()
     assert command.main(["sync_noop"]) == 0 and seen[0] == "begun", "a stack of its own again"
+    missed = 1
+    assert command.main(["sync_one_percent"]) == 1, "a text that is new was not embedded"
 
 
 def test_of_several_benchmarks_each_is_told_and_the_worst_decides(
