@@ -96,7 +96,10 @@ def index_build() -> Result:
 
 
 def unchanged_rows() -> Result:
-    """Rows a second that a sync takes over unchanged, over an upsert of them into a table with its HNSW index."""
+    """Rows a second that a sync takes over unchanged, over an upsert of them into a table with its HNSW index.
+
+    Told beside it: the same with the new version's own indexes, which a sync builds after it has written all rows.
+    """
     rows = made_rows()
     uris = sorted({row["document_uri"] for row in rows})
     with database() as connection:
@@ -109,17 +112,23 @@ def unchanged_rows() -> Result:
             index_tables.list_uris(connection, "unchanged", ((uri, None) for uri in uris))
             return index_tables.copy_documents(connection, base, version, "unchanged")
 
+        def whole(version: Version) -> int:
+            copied = ours(version)
+            index_tables.build_indexes(connection, version)
+            return copied
+
         def upsert(_version: Version) -> int:
             return _upsert(connection, base, rows[:UPSERT_ROWS])
 
         rates = _rates(connection, {"ours": ours, "upsert": upsert})
-    over = rates["ours"] / rates["upsert"]
+        rates |= _rates(connection, {"ours, and their indexes built": whole}, rounds=2)
+    over, with_build = rates["ours"] / rates["upsert"], rates["ours, and their indexes built"] / rates["upsert"]
     return Result(
-        figure=f"{over:.1f} x",
+        figure=f"{over:.1f} x ({with_build:.1f} x with the indexes of the new version built)",
         bound=f"{OVER_UPSERT:g} x",
         holds=over >= OVER_UPSERT,
         details=[
-            *(f"{name}: {rate:,.0f} rows/s (best of {ROUNDS})" for name, rate in rates.items()),
+            *(f"{name}: {rate:,.0f} rows/s (best)" for name, rate in rates.items()),
             "ours: the documents' names to the server, their rows copied there from the version before",
         ],
     )
