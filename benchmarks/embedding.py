@@ -53,7 +53,7 @@ def _throughput(cache: Path) -> Result:
     wall, cpu = interleaved({name: lambda way=way: way(timed) for name, way in ways.items()})
     over, over_cpu = ({name: ratios(spent, base)[name] for name, base in theirs.items()} for spent in (wall, cpu))
     precision = identity(settings).rpartition("+")[2]
-    bound = WITH_BF16 if precision == "bf16" else WITHOUT_BF16
+    bound = bound_of(precision)
     return Result(
         figure=f"{over['auto']:.2f} x at overlap {shared['auto']:.3f} ({precision}), "
         f"{over['int8']:.2f} x at overlap {shared['int8']:.3f} (int8)",
@@ -85,6 +85,11 @@ def overlaps(ways: Mapping[str, Way], theirs: Mapping[str, str], texts: Sequence
     """Return for each of our ways how far it agrees with the one it is compared with."""
     vectors = {name: way(texts) for name, way in ways.items()}
     return {name: overlap(vectors[name], vectors[base]) for name, base in theirs.items()}
+
+
+def bound_of(precision: str) -> float:
+    """Return what is asked of `auto` at a precision as an identity names it (bf16 also says its backend)."""
+    return WITH_BF16 if precision.startswith("bf16") else WITHOUT_BF16
 
 
 def embed_sorting() -> Result:

@@ -209,7 +209,8 @@ def _corpus(documents: int, extra: dict[str, str] | None = None) -> Iterator[Cor
         with EmbeddedStack(Path(place) / "stack", parts=("postgres", "s3"), ports="free") as stack:
             environment = {
                 **os.environ, **stack.env, "MILLRACE_CORPUS": str(folder), "MILLRACE_GOLDEN_QUESTIONS": str(golden),
-                "MILLRACE_MIN_RECALL_AT_5": "0", "MILLRACE_SHARD_DOCUMENTS": "1000", "MILLRACE_MAX_QUARANTINE_SHARE": "0.5",
+                "MILLRACE_MIN_RECALL_AT_5": "0", "MILLRACE_MIN_ANN_RECALL": "0",
+                "MILLRACE_SHARD_DOCUMENTS": "1000", "MILLRACE_MAX_QUARANTINE_SHARE": "0.5",
                 "MILLRACE_CODE_REVISION": "benchmark", **(extra or {}),
             }  # fmt: skip
             subprocess.run(

@@ -19,6 +19,7 @@ from tasks.errors import SettingsError, nearest
 
 PREFIX = "MILLRACE_"
 LOCAL_PREFIX = "MILLRACE_LOCAL_"
+MOST_EF = 1000  # hnsw.ef_search of pgvector
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -100,6 +101,9 @@ class Settings(BaseSettings):
     )
     search_mode: Literal["vector", "text", "hybrid"] = Field(
         default="vector", description="How the assistant, the check and `search` look for chunks"
+    )
+    search_ef: int = Field(
+        default=80, ge=1, le=MOST_EF, description="Candidates that HNSW looks at: more find more, and take longer"
     )
     reranker: str | None = Field(
         default=None, description="Cross-encoder that orders the hits, named as an embedder is"

@@ -109,7 +109,9 @@ def finish(context: StageContext, base: Version | None) -> Version:
         )
         connection.execute("CREATE TEMP TABLE unchanged ON COMMIT DROP AS SELECT uri, uri AS old_uri FROM staying")
         _require_none_erased(connection, listed["corpus"])
-        index_tables.keep_only(connection, version, "wanted")
+        # Of an earlier try may be rows of documents that are now unchanged: what is unchanged comes from the base alone.
+        connection.execute("CREATE TEMP TABLE loaded ON COMMIT DROP AS SELECT uri FROM fresh WHERE kept")
+        index_tables.keep_only(connection, version, "loaded")
         copied = index_tables.copy_documents(connection, base, version, "unchanged") if base else 0
         loaded = _chunks_of(connection, version, "fresh")
         if loaded != expected:

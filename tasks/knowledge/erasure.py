@@ -8,6 +8,7 @@ not changed: they are evidence, and whether to train again is a person's decisio
 Fails with `DataError` when nothing of that document is known.
 """
 
+import contextlib
 import getpass
 import os
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def _vacuum(settings: Settings, tables: list[str]) -> None:
     """Let Postgres overwrite what was deleted: a deleted row stays in its file until then."""
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
         for table in [*tables, "documents", "quarantine", "embedding_cache", "requests"]:
-            connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier(table)))
+            with contextlib.suppress(psycopg.errors.UndefinedTable):  # dropped meanwhile: nothing of it is left
+                connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier(table)))
 
 
 def main(arguments: list[str]) -> int:

@@ -42,7 +42,8 @@ _STATEMENTS = {
 def versions_with(connection: Connection, corpus: str, uri: str) -> list[Version]:
     """Return the index versions whose table holds the document, those that are only tried out too."""
     rows = connection.execute(
-        "SELECT version FROM index_versions WHERE corpus IN (%s, %s) AND status <> 'retired' ORDER BY version",
+        # Locked before their tables are touched, as those do who write into one (`lock_building`).
+        "SELECT version FROM index_versions WHERE corpus IN (%s, %s) AND status <> 'retired' ORDER BY version FOR UPDATE",
         (corpus, TUNING),
     ).fetchall()
     found = [index_tables.get(connection, row["version"]) for row in rows]

@@ -59,13 +59,13 @@ def run(context: StageContext, options: Options) -> StageResult:
         rows, rejected = apply_rules(rows, options.chunk_tokens, options.near_duplicate_similarity)
         vectors = cache.vectors(row["embedded"] for row in rows).by_sha256
         with connect() as connection:
-            quarantine.record(connection, "chunk", context.run, rejected, listed["corpus"])
             index_tables.replace_documents(
                 connection,
                 version,
                 [document["uri"] for document in batch],
                 ({**row, "embedding": vectors[row["chunk_sha256"]]} for row in rows),
             )
+            quarantine.record(connection, "chunk", context.run, rejected, listed["corpus"])
         counts.update(documents=len(batch), chunks=len(rows), quarantined=len({one.item for one in rejected}))
         context.progress(seen, part.counts["good"], "documents")
     counts.update(embedded=cache.embedded, from_cache=cache.from_cache, truncated=cache.truncated)

@@ -60,7 +60,7 @@ def asking(settings: Settings) -> Asking:
     """Return how the settings of a corpus ask."""
     from tasks.knowledge.reranker import load_reranker
 
-    return Asking(settings.search_mode, reranker=load_reranker(settings) if settings.reranker else None)
+    return Asking(settings.search_mode, settings.search_ef, load_reranker(settings) if settings.reranker else None)
 
 
 def measure(

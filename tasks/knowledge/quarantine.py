@@ -86,9 +86,10 @@ def latest(connection: Connection, corpus: str | None = None, rule: str | None =
 
 
 def supersede(connection: Connection, corpus: str, run: str) -> None:
-    """Close held rejections of documents that the sync `run` settled: indexed, listed no longer, or judged again since.
+    """Close held rejections that the sync `run` settled: of documents that are indexed, listed no longer, or judged again
+    since; of chunks of documents that were read again, or are listed no longer.
 
-    Reads the temporary table `plan` of the caller (tasks.knowledge.documents) and `documents` as the sync leaves it.
+    Reads the temporary tables `plan` and `fresh` of the caller (tasks.knowledge.documents) and `documents` as the sync leaves it.
     """
     connection.execute(
         "UPDATE quarantine q SET status = 'superseded', decided_at = now(), note = %(note)s "
@@ -97,6 +98,13 @@ def supersede(connection: Connection, corpus: str, run: str) -> None:
         "OR EXISTS (SELECT FROM documents d WHERE d.corpus = q.corpus AND d.uri = q.item AND d.status = 'indexed') "
         f"OR {_JUDGED_AGAIN})".encode(),
         {"corpus": corpus, "note": f"indexed, gone or judged again by {run}"},
+    )
+    connection.execute(
+        "UPDATE quarantine q SET status = 'superseded', decided_at = now(), note = %(note)s "
+        "WHERE kind = 'chunk' AND corpus = %(corpus)s AND status = 'held' AND run <> %(run)s AND ("
+        "EXISTS (SELECT FROM fresh f WHERE f.uri = regexp_replace(q.item, '#[0-9]+$', '')) "
+        "OR NOT EXISTS (SELECT FROM plan p WHERE p.uri = regexp_replace(q.item, '#[0-9]+$', '') AND p.change <> 'gone'))",
+        {"corpus": corpus, "run": run, "note": f"its document was read again, or is gone, in {run}"},
     )
 
 

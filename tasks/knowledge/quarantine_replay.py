@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tasks.database import Connection, connect
-from tasks.knowledge import corpora, quarantine
+from tasks.knowledge import corpora, index_tables, quarantine
 from tasks.knowledge.examination import Body, Examination, examine
 from tasks.knowledge.extraction import Extractor
 from tasks.settings import Settings
@@ -63,6 +63,7 @@ def _examined(own: Settings, row: Mapping[str, Any], body: bytes) -> tuple[str, 
             f"{item}: still rejected, {'; '.join(f'{one.rule}: {one.reason}' for one in found.rejected)}",
         )
     with connect(vectors=False) as connection:
+        index_tables.lock_current(connection, corpus)  # as `accept` does
         connection.execute(
             "UPDATE quarantine SET status = 'passed', decided_at = now() WHERE kind = 'document' AND corpus = %s AND item = %s "
             "AND content_sha256 = %s AND status = 'held'",

@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.database import Connection, connect
 from tasks.errors import DataError, OptionError
-from tasks.knowledge import quarantine
+from tasks.knowledge import index_tables, quarantine
 from tasks.knowledge.quarantine_replay import COPIES, OUTCOMES, look_again, replay
 from tasks.knowledge.traces import naming
 from tasks.settings import settings
@@ -107,6 +107,8 @@ def _replay(number: int | None, given: dict[str, str]) -> int:
 
 def _accept(number: int, given: dict[str, str]) -> int:
     with connect(vectors=False) as connection:
+        # Decisions and switches one after another: neither misses the other, nor waits for it crosswise.
+        index_tables.lock_current(connection, _held(connection, number)["corpus"])
         row = _held(connection, number)
         if row["content_sha256"] is None:
             raise DataError(

@@ -7,6 +7,7 @@ Run twice it changes nothing. Fails with `DataError` when the version was not ch
 another run of this corpus switched after this one had listed it, or when a document of it was erased meanwhile.
 """
 
+import shlex
 from typing import Any
 
 from psycopg import sql
@@ -63,7 +64,7 @@ def _erased_meanwhile(connection: Connection, version: Version, switches: bool) 
         return None
     return (
         f"expected no document of this sync to be erased, found {uri} erased since it began. "
-        f"Next: `python -m tasks erase --document {uri}` once more, then start a new run of sync_knowledge."
+        f"Next: `python -m tasks erase --document {shlex.quote(uri)} --corpus {version.corpus}` once more, then start a new run of sync_knowledge."
     )
 
 
@@ -110,6 +111,7 @@ def _update(connection: Connection, version: Version, run: str, fingerprint: str
         "UNION ALL "
         "SELECT r.uri, %(corpus)s, '', 'rejected', CASE WHEN EXISTS (SELECT FROM quarantine q WHERE q.kind = 'document' "
         "AND q.corpus = %(corpus)s AND q.item = r.uri AND q.run = %(run)s AND q.status IN ('accepted', 'passed')) "
+        "OR EXISTS (SELECT FROM acceptances a WHERE a.corpus = %(corpus)s AND a.content_sha256 = r.content_sha256 AND a.rule = r.rule) "
         "THEN NULL ELSE r.rule END, r.same_as, p.stamp, %(fingerprint)s, coalesce(r.content_sha256, ''), '', "
         "p.bytes, 0, NULL, '{}' FROM refused r JOIN plan p ON p.uri = r.uri "
         "ON CONFLICT (corpus, uri) DO UPDATE SET title = excluded.title, status = excluded.status, rule = excluded.rule, "

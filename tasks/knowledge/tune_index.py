@@ -19,14 +19,14 @@ import logging
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from tasks.database import connect
 from tasks.errors import DataError, MillraceError, OptionError, Preempted, nearest
-from tasks.knowledge import corpora, tuning
+from tasks.knowledge import corpora, index_tables, quarantine, tuning
 from tasks.knowledge.embedders import tokenizer_of
 from tasks.knowledge.erasure import erased
 from tasks.knowledge.examination import Body, examine
@@ -34,15 +34,14 @@ from tasks.knowledge.extraction import DocumentRefused, Extractor
 from tasks.knowledge.measure import Asking, asking
 from tasks.knowledge.read_documents import BATCH_BYTES, BATCH_DOCUMENTS
 from tasks.knowledge.retrieval import GoldenQuestion, load_questions, require_known
-from tasks.knowledge.search import EF_SEARCH, MODES, Mode
-from tasks.knowledge.sources import open_source
+from tasks.knowledge.search import MODES, Mode
+from tasks.knowledge.sources import Item, open_source
 from tasks.knowledge.tune_trial import HEAD, Bench, Combination, Tried, best_first, bounded, track
-from tasks.settings import Settings, settings
+from tasks.settings import MOST_EF, Settings, settings
 from tasks.storage import Storage
 
 log = logging.getLogger(__name__)
 _OPTIONS = ("corpus", "chunkers", "sizes", "overlaps", "embedders", "modes", "ef", "documents")
-_MOST_EF = 1000  # of pgvector
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,9 @@ def main(arguments: list[str]) -> int:
     askings = [replace(usual, mode=mode, ef=ef) for mode, ef in plan.ways]
     with _stopped(), tuning.alone(), tempfile.TemporaryFile() as kept:
         wanted = {uri for question in questions for uri in question.documents}
-        questions = _askable(plan, questions, _read(plan, storage, kept, wanted))
-        tried, code = _try_all(plan, askings, questions, kept)
+        read = _read(plan, storage, kept, wanted)
+        questions = _askable(plan, questions, read.asked_for)
+        tried, code = _try_all(plan, askings, questions, kept, read.same_as)
     if len(tried) > 1:
         print("\nbest recall@5 first:", HEAD, *best_first(tried), sep="\n")
     return code
@@ -93,7 +93,9 @@ def planned(arguments: list[str]) -> Plan:
             _words(given, "embedders", own.embedder),
         )
     ]
-    ways = itertools.product(_modes(given, own.search_mode), _numbers(given, "ef", EF_SEARCH, least=1, most=_MOST_EF))
+    ways = itertools.product(
+        _modes(given, own.search_mode), _numbers(given, "ef", own.search_ef, least=1, most=MOST_EF)
+    )
     documents = _numbers(given, "documents", 0, least=1) if "documents" in given else [None]
     if len(documents) > 1:
         raise OptionError(f"expected one number of --documents, found {given['documents']!r}. Next: choose one.")
@@ -161,17 +163,31 @@ def _stopped() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _read(plan: Plan, storage: Storage, kept: IO[bytes], wanted: Set[str]) -> set[str]:
-    """Write the good documents of the source to a scratch file; return those of `wanted` that it looked at."""
-    place, own = open_source(plan.source, storage), plan.own
-    seen: set[str] = set()
+@dataclass
+class _Read:
+    """What was read: documents that questions ask for (erased ones too, as a sync lists them), and copies left out."""
+
+    asked_for: set[str] = field(default_factory=set)
+    same_as: dict[str, str] = field(default_factory=dict)
+
+
+def _read(plan: Plan, storage: Storage, kept: IO[bytes], wanted: Set[str]) -> _Read:
+    """Write the documents that a sync would index to a scratch file, but that near copies of others are not looked for."""
+    place, own, found = open_source(plan.source, storage), plan.own, _Read()
+    first: dict[str, str] = {}
     with connect(vectors=False) as connection:
-        gone = erased(connection, plan.corpus)
-    items = itertools.islice((item for item in place.list() if item.uri not in gone), plan.documents)
+        gone, accepted = erased(connection, plan.corpus), quarantine.accepted(connection, plan.corpus)
+
+    def listed() -> Iterator[Item]:
+        for item in place.list():
+            if item.uri not in gone:
+                yield item
+            else:
+                found.asked_for.update({item.uri} & wanted)
 
     def bodies() -> Iterator[Body]:
-        for item in items:
-            seen.update({item.uri} & wanted)
+        for item in itertools.islice(listed(), plan.documents):
+            found.asked_for.update({item.uri} & wanted)
             try:
                 body = place.read(item, int(own.max_document_mb * 1_000_000))
             except DocumentRefused as refused:
@@ -181,9 +197,13 @@ def _read(plan: Plan, storage: Storage, kept: IO[bytes], wanted: Set[str]) -> se
 
     with Extractor(own.extraction_seconds, own.extraction_memory_gb) as extractor:
         for batch in bounded(bodies(), lambda body: len(body.body), BATCH_DOCUMENTS, BATCH_BYTES):
-            for row in examine(batch, extractor, settings=own).rows:
-                kept.write(json.dumps(row).encode() + b"\n")
-    return seen
+            for row in examine(batch, extractor, accepted, own).rows:
+                stands = first.setdefault(row["text_sha256"], row["uri"])
+                if stands == row["uri"]:
+                    kept.write(json.dumps(row).encode() + b"\n")
+                else:
+                    found.same_as[row["uri"]] = stands
+    return found
 
 
 def _askable(plan: Plan, questions: list[GoldenQuestion], uris: set[str]) -> list[GoldenQuestion]:
@@ -202,13 +222,21 @@ def _askable(plan: Plan, questions: list[GoldenQuestion], uris: set[str]) -> lis
 
 
 def _try_all(
-    plan: Plan, askings: Sequence[Asking], questions: Sequence[GoldenQuestion], kept: IO[bytes]
+    plan: Plan,
+    askings: Sequence[Asking],
+    questions: Sequence[GoldenQuestion],
+    kept: IO[bytes],
+    same_as: Mapping[str, str],
 ) -> tuple[list[Tried], int]:
     """Print a row for each combination and way to ask; return the trials, and the exit code of the first error."""
     tried: list[Tried] = []
     codes: list[int] = []
     run = f"tune/{uuid.uuid4().hex}"
-    bench = Bench(plan.own, plan.corpus, askings, questions, kept)
+    with connect(vectors=False) as connection:
+        serving = index_tables.current(connection, plan.corpus)
+    bench = Bench(
+        plan.own, plan.corpus, askings, questions, kept, same_as, indexed_by=serving.embedder if serving else None
+    )
 
     def tell(one: Tried) -> None:
         print(one, flush=True)

@@ -2,17 +2,18 @@
 
 Reads the rows of documents from a scratch file. Writes an index version and scratch vectors (`tasks.knowledge.tuning`)
 that are gone at its end, and a run of MLflow for each way of asking. Fails with the errors of a sync, and with
-`ServiceUnavailable` when MLflow is away.
+`ServiceUnavailable` when MLflow is away, `DataError` when it refuses a run.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from tasks import tracking
 from tasks.database import connect
+from tasks.errors import DataError
 from tasks.evaluation.paired import Interval
 from tasks.knowledge import index_tables, tuning
 from tasks.knowledge.cache import EmbeddingCache, text_sha256
@@ -100,11 +101,15 @@ class Bench:
     askings: Sequence[Asking]
     questions: Sequence[GoldenQuestion]
     kept: IO[bytes]  # the documents' rows
+    same_as: Mapping[str, str] = field(default_factory=dict)  # the document that stands for a copy
+    indexed_by: str | None = (
+        None  # the embedder of the corpus' current version: `auto` keeps its precision, as a sync does
+    )
 
     def try_one(self, combination: Combination, tell: Callable[[Tried], None]) -> None:
         """Build one combination and ask in every way; `tell` hears of each as soon as it is measured."""
         own = combination.settings(self.own)
-        chunker, embedder = combination.cutter(self.own, *tokenizer_of(own)), identity(own)
+        chunker, embedder = combination.cutter(self.own, *tokenizer_of(own)), identity(own, current=self.indexed_by)
         about = {
             "corpus_sha256": "", "embedder": embedder, "dimensions": dimensions(own), "vector_type": own.vector_type,
             "text_search": own.text_search,
@@ -117,7 +122,12 @@ class Bench:
             for asking in self.askings:
                 with connect() as connection:
                     found = measure(
-                        connection, version, self.questions, lambda q: asked[text_sha256(q.question)], {}, asking
+                        connection,
+                        version,
+                        self.questions,
+                        lambda q: asked[text_sha256(q.question)],
+                        self.same_as,
+                        asking,
                     )
                 tell(Tried(combination, asking, chunks, embedded, found))
 
@@ -162,6 +172,18 @@ def track(own: Settings, tuned: str, one: Tried) -> None:
     name = f"{tuned} {' '.join(map(str, vars(one.combination).values()))} {one.asking.mode} {one.asking.ef}"
     parameters = {**vars(one.combination), "mode": one.asking.mode, "ef": one.asking.ef}
     numbers = {**one.found.means, **one.found.latency, "chunks": one.chunks, "embedded": one.embedded}
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _log_run(own, name, parameters, numbers)
+    except MlflowException as error:
+        raise DataError(
+            f"expected MLflow to take a run of {EXPERIMENT}, found: {str(error)[:300]}. "
+            "Next: restore the experiment if it was deleted, or correct what MLflow names."
+        ) from error
+
+
+def _log_run(own: Settings, name: str, parameters: Mapping[str, object], numbers: Mapping[str, float]) -> None:
     with tracking.answering(own) as client:
         made = tracking.run_for(client, name, {"stage": "tune_index"}, EXPERIMENT)
         for key, value in parameters.items():

@@ -68,9 +68,11 @@ QUERIES: tuple[str, ...] = (
     ) newest, jsonb_each_text(counts)
     """,
     """
-    SELECT (counts->>'quarantined')::float / nullif((counts->>'valid')::float + (counts->>'quarantined')::float, 0)
+    SELECT rejected / nullif(rejected + (counts->>'valid')::float + coalesce((counts->>'unchanged')::float, 0), 0)
         AS millrace_quarantine_share
-    FROM stage_runs WHERE stage = 'validate_documents' AND counts ? 'quarantined' ORDER BY id DESC LIMIT 1
+    FROM stage_runs, LATERAL (
+        SELECT (counts->>'quarantined')::float + coalesce((counts->>'still_rejected')::float, 0) AS rejected
+    ) all_of_them WHERE stage = 'validate_documents' AND counts ? 'quarantined' ORDER BY id DESC LIMIT 1
     """,
     """
     SELECT verdict, count(*) AS millrace_gate_verdicts_total

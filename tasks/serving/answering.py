@@ -175,7 +175,7 @@ class Assistant:
 
 def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
     """Return the lookup of `tasks.knowledge.search` over a kept connection, as the corpus `default` is searched."""
-    mode = settings_of(settings, DEFAULT).search_mode
+    own = settings_of(settings, DEFAULT)
 
     def find(loaded: Loaded, question: str, vector: Vector, k: int) -> "Sequence[Hit]":
         from tasks.knowledge.search import search
@@ -187,7 +187,8 @@ def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
                 vector,
                 k,
                 text=question,
-                mode=mode,
+                mode=own.search_mode,
+                ef=own.search_ef,
                 reranker=loaded.reranker,
             )
         )

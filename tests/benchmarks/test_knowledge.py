@@ -170,3 +170,7 @@ def test_of_several_benchmarks_each_is_told_and_the_worst_decides(
     assert codes == {"good": 0, "good bad": 1, "missing good": 3, "missing bad": 1, "x good": 2}
     out, error = capsys.readouterr()
     assert "missing: not measured: no GPU" in out and "bad: 1 x (bound: 2 x) falls short" in out and "found x." in error
+
+
+def test_every_bf16_is_asked_for_what_bf16_can() -> None:
+    assert [embedding.bound_of(tag) for tag in ("fp32", "bf16", "bf16-openvino")] == [2.5, 4.0, 4.0]

@@ -185,6 +185,8 @@ def test_a_doctor_that_is_stopped_takes_back_what_it_made(number: int, env: dict
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks", "doctor", "--short"],
         cwd=REPOSITORY, env=os.environ | env | mlflow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert Hanging.made.wait(60)
     process.send_signal(number)

@@ -22,7 +22,7 @@ from tasks.knowledge.embedders.base import token_batches
 from tasks.knowledge.embedders.folder import read_folder
 from tasks.knowledge.embedders.identity import named
 from tasks.knowledge.embedders.probe import backend_of, fast_bf16, precision_of
-from tasks.models import fetch
+from tasks.models import fetch, revision
 from tasks.settings import Settings, load_settings
 
 TEXTS = ["What does assert do?", "A much longer text about " + "lists and dictionaries, " * 30, "", "Zürich 漢字"]
@@ -110,6 +110,13 @@ def test_name_pins_what_else_decides_vectors(package: Path, file: str, values: d
     assert identity(settings) != before
     with pytest.raises(ModelError, match="found other weights, settings or tokenizer"):
         load_embedder(settings, before)
+
+
+def test_an_identity_of_the_weights_alone_is_still_loaded(package: Path) -> None:
+    settings = made(MILLRACE_EMBEDDER="package:copied/model", MILLRACE_EMBEDDER_BACKEND="torch")
+    former = f"package:copied/model@{revision('package:copied/model', package)[:16]}+fp32"
+    assert former != identity(settings)
+    assert load_embedder(settings, former).name == former
 
 
 def test_auto_keeps_the_precision_of_what_is_indexed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,7 @@ def test_a_rejection_of_a_document_that_was_erased_meanwhile_is_told(sync: Sync)
     sync.up_to("check_index", "second")
     insert("erasures", ERASURE)
     refused = sync.stage("switch_index", "second")
-    assert "python -m tasks erase --document file:owl.md` once more" in str(refused.reason)
+    assert "python -m tasks erase --document file:owl.md --corpus default` once more" in str(refused.reason)
     assert main(["--document", URI]) == 0
     assert not rows("SELECT 1 FROM quarantine WHERE item = %s", URI)
 

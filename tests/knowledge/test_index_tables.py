@@ -98,6 +98,12 @@ def test_what_cannot_be_searched_is_not_begun(connection: Connection, changes: d
     assert connection.execute("SELECT count(*) AS n FROM index_versions").fetchone() == {"n": 0}
 
 
+def test_a_version_stays_what_it_was_begun_as(connection: Connection) -> None:
+    begin(connection)
+    with pytest.raises(DataError, match="expected the embedder that index version .* found another"):
+        begin(connection, embedder="another")
+
+
 def test_the_longest_vectors_are_taken(connection: Connection) -> None:
     for number, (vector_type, dimensions) in enumerate([("vector", 2000), ("halfvec", 4000)]):
         version = begin(connection, f"r{number}", vector_type=vector_type, dimensions=dimensions)

@@ -246,3 +246,30 @@ def test_a_decision_while_the_sync_still_runs_is_heard_by_the_next_one(sync: Syn
     assert "file:key.md" not in indexed()
     sync.run("second")
     assert "file:key.md" in indexed()
+
+
+def test_an_acceptance_of_an_earlier_rejection_is_heard_by_the_next_sync(held: Sync) -> None:
+    number = rejection("file:key.md")["id"]
+    held.changes["MILLRACE_CHUNK_TOKENS"] = "100"  # another pipeline: all is read, and rejected, again
+    for part in held.stage("list_documents", "second").facts["parts"]:
+        held.stage("read_documents", "second", part)
+    assert main(["accept", str(number), "--by", "ada", "--note", "a key of an example"]) == 0
+    for part in held.stage("validate_documents", "second").facts["parts"]:
+        held.stage("index_documents", "second", part)
+    held.stage("check_index", "second")
+    held.stage("switch_index", "second")
+    held.run("third")
+    assert "file:key.md" in indexed()
+
+
+def test_a_rejected_chunk_is_settled_when_its_document_is_read_again(sync: Sync) -> None:
+    repeated = document("mole", "worms")
+    sync.write("mole.md", repeated + "\n\n" + repeated)
+    sync.run("first")
+    chunks = "SELECT status FROM quarantine WHERE kind = 'chunk' AND item LIKE 'file:mole.md#%'"
+    with connect(vectors=False) as connection:
+        assert {row["status"] for row in connection.execute(chunks)} == {"held"}
+    sync.write("mole.md", document("mole", "beetles"))
+    sync.run("second")
+    with connect(vectors=False) as connection:
+        assert {row["status"] for row in connection.execute(chunks)} == {"superseded"}

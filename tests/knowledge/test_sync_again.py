@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,24 @@ def test_a_run_that_is_listed_again_with_fewer_parts_goes_on(sync: Sync) -> None
     done = sync.run("first")
     assert done["list_documents"].facts["parts"] == done["validate_documents"].facts["parts"] == ["0000"]
     assert current() == done["switch_index"].facts["version"]
+
+
+def test_a_document_that_was_put_back_is_indexed_as_it_was(sync: Sync) -> None:
+    former = sync.run("first")["check_index"].facts["version"]
+    before = (sync.corpus / "owl.md").read_bytes(), (sync.corpus / "owl.md").stat()
+    sync.write("owl.md", document("owl", "voles"))
+    sync.write("fox.md", document("fox", "geese"))
+    sync.up_to("index_documents", "second")
+    sync.write("owl.md", before[0])
+    os.utime(sync.corpus / "owl.md", ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+    sync.changes["MILLRACE_MAX_DOCUMENT_MB"] = "9"  # listed again: another option
+    sync.run("second")
+    owls = [
+        [row["text"] for row in rows_of(version) if row["document_uri"] == "file:owl.md"]
+        for version in (former, current() or 0)
+    ]
+    assert current() != former
+    assert owls[0] == owls[1]
 
 
 def test_originals_that_are_gone_are_stood_for_by_their_copies(sync: Sync) -> None:

@@ -98,12 +98,12 @@ def test_what_was_embedded_is_not_embedded_again(tuned: Sync, capsys: pytest.Cap
     assert embedded[0] > 0 and embedded[1] < embedded[0], "what one trial embedded another finds"
 
 
-def test_an_erased_document_is_not_read(
+def test_an_erased_document_and_a_copy_are_not_read(
     tuned: Sync, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned.run("first")
-    erasure.main(["--document", "file:owl.md", "--by", "ada", "--reason", "x"])
-    tuned.golden.write_text("".join(line for line in tuned.golden.open() if "owl" not in line))
+    erasure.main(["--document", "file:owl.md", "--by", "ada", "--reason", "x"])  # a golden question asks for it
+    tuned.write("fox-again.md", (tuned.corpus / "fox.md").read_bytes())
     built: set[str] = set()
     real = index_tables.replace_documents
 
@@ -114,6 +114,29 @@ def test_an_erased_document_is_not_read(
     monkeypatch.setattr(index_tables, "replace_documents", seen)
     assert main(["tune-index", "--sizes", "64"]) == 0
     assert len(built) == 5 and "file:owl.md" not in built
+    assert len({"file:fox.md", "file:fox-again.md"} & built) == 1
+
+
+def test_auto_tries_the_precision_that_the_corpus_is_indexed_with(
+    tuned: Sync, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned.run("first")
+    monkeypatch.setattr("tasks.knowledge.embedders.probe.fast_bf16", lambda _words: True)  # another machine's CPU
+    assert main(["tune-index"]) == 0
+    assert [row[6] for row in rows_of(capsys.readouterr().out)] == ["0"]
+
+
+def test_a_refusal_of_mlflow_loses_no_trial(tuned: Sync, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned.run("first")
+    client = tracking.client(settings())
+    experiment = client.get_experiment_by_name(tune_trial.EXPERIMENT)
+    number = experiment.experiment_id if experiment else client.create_experiment(tune_trial.EXPERIMENT)
+    client.delete_experiment(number)
+    try:
+        assert main(["tune-index", "--modes", "vector,hybrid"]) == 2
+    finally:
+        client.restore_experiment(number)
+    assert len(rows_of(capsys.readouterr().out)) == 2
 
 
 def test_a_document_erased_meanwhile_is_not_in_the_next_trial(tuned: Sync, monkeypatch: pytest.MonkeyPatch) -> None:

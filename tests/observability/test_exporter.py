@@ -1,5 +1,6 @@
 """The exporter against a real Postgres and S3: every metric is there, and says what the rows say."""
 
+import json
 import os
 import signal
 import socket
@@ -80,6 +81,18 @@ def test_the_stages_are_told_as_their_rows_say(filled: Scrape) -> None:
     assert value(filled, "stage_refusals_in_a_row", stage="gate") == 3
     assert value(filled, "stage_last_count", stage="list_documents", count="added") == 0
     assert value(filled, "quarantine_share") == 0.25
+
+
+@pytest.mark.integration
+def test_one_unreadable_file_of_many_documents_is_no_large_share(configured: Settings) -> None:
+    counts = {"valid": 0, "quarantined": 1, "unchanged": 97, "still_rejected": 2}
+    with psycopg.connect(configured.database_url.get_secret_value()) as connection:
+        connection.execute(
+            "INSERT INTO stage_runs (run, stage, try, trace_id, host, started_at, ended_at, exit_code, counts) "
+            "VALUES ('s3://b/runs/sync_knowledge/1', 'validate_documents', 1, 't', 'h', now(), now(), 0, %s)",
+            (json.dumps(counts),),
+        )
+    assert value(scrape(configured), "quarantine_share") == pytest.approx(0.03)
 
 
 @pytest.mark.integration

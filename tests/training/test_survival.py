@@ -19,7 +19,7 @@ import yaml
 from tasks.settings import repository_path
 from tests.training.bench import TINY, Bench, copy_dataset, validate_new
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long]
 # Resumed on the same number of ranks a step computes the same numbers; on another one it adds them up in another order.
 SAME, OTHER = 1e-6, 2e-4
 STEPS = 30
@@ -105,7 +105,6 @@ EIGHT = pytest.mark.skipif(
 )
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("more", "fewer"), [(4, 2), pytest.param(8, 4, marks=EIGHT)])
 def test_it_goes_on_with_fewer_ranks_and_with_more(
     bench: Bench, dataset: str, baseline: list[float], tiny: str, tmp_path: Path, more: int, fewer: int

@@ -78,7 +78,8 @@ class EndpointEmbedder:
         """Return one vector a text, in order: float32, shape (texts, dimensions), normalised."""
         import numpy
 
-        parts = list(self.encode_batches(texts, kind))
+        # One question: somebody waits for its answer. What is measured comes through `encode_batches`.
+        parts = list(self._parts(texts, QUESTION if kind == "query" and len(texts) == 1 else BULK))
         length = parts[0][1].shape[1] if parts else self.dimensions
         vectors = numpy.empty((len(texts), length), dtype=numpy.float32)
         for positions, part in parts:
@@ -87,10 +88,12 @@ class EndpointEmbedder:
 
     def encode_batches(self, texts: Sequence[str], kind: Kind = "document") -> "Iterator[tuple[list[int], Vectors]]":
         """Yield (positions, their vectors) batch by batch. An endpoint has no prompts: vectors do not depend on `kind`."""
+        yield from self._parts(texts, BULK)
+
+    def _parts(self, texts: Sequence[str], patience: Patience) -> "Iterator[tuple[list[int], Vectors]]":
         if not texts:
             return
         fitting, batches = self._batches(texts)
-        patience = QUESTION if kind == "query" and len(texts) == 1 else BULK  # golden questions come many at once
         with self._client() as http:
             workers = ThreadPoolExecutor(_AT_ONCE)
             try:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 DEFAULT_CORPUS = "default"
 BUILD_LOCK = 0x4D696C6D  # any constant number other than the migrations' lock
 OPEN = ("building", "checked", "refused")  # states from which a run may still build its version
+_FIXED = ("fingerprint", "embedder", "dimensions", "vector_type", "text_search")  # of a version, once it is begun
 # What an HNSW index of pgvector takes, by the type of the column.
 MOST_DIMENSIONS = {"vector": 2000, "halfvec": 4000}
 _ABSENT = {"source": "", "vector_type": "vector", "text_search": "english"}
@@ -105,7 +106,7 @@ def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version
     `about` holds fingerprint, corpus (a name), corpus_sha256, embedder and dimensions, and may hold source,
     vector_type, text_search and settings. A version that was judged is building again: what was said of it is not true
     of what is written now. Raises SettingsError when no such version can be searched, and DataError when the run's
-    version is no longer open: it was switched to, and what serves is never written.
+    version is no longer open (it was switched to, and what serves is never written) or was begun as another.
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (BUILD_LOCK,))
@@ -113,6 +114,12 @@ def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version
         if found is None:
             found = _make(connection, run, {**_ABSENT, **about, "settings": Jsonb(about.get("settings") or {})})
             log.info("index version=%d corpus=%s table=%s begun", found.version, found.corpus, found.table_name)
+        differs = [name for name in _FIXED if name in about and getattr(found, name) != about[name]]
+        if differs:
+            raise DataError(
+                f"expected the {', '.join(differs)} that index version {found.version} was begun with, found another. "
+                "Next: start a new run of sync_knowledge."
+            )
         if require_open(found).status != "building":
             connection.execute("UPDATE index_versions SET status = 'building' WHERE version = %s", (found.version,))
     return replace(found, status="building")

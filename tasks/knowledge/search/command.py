@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
             text=question,
             mode=options.get("mode", configured.search_mode),  # type: ignore[arg-type]  # require_known has seen it
             where=filters_of(options),
+            ef=configured.search_ef,
             reranker=load_reranker(configured) if configured.reranker else None,
         )
     print(shown(found, hits))
