@@ -73,7 +73,7 @@ def test_the_lookup_asks_as_the_corpus_does(settings: Settings, monkeypatch: pyt
     loaded = Loaded(release, prompt, WordEmbedder(), None, None, reranker)  # type: ignore[arg-type]
     own = settings.model_copy(update={"search_mode": "hybrid", "reranker": "package:nothing/there"})
     assert find_in_postgres(Connection(), own)(loaded, "why", None, 5) == []  # type: ignore[arg-type]
-    assert asked == {"text": "why", "mode": "hybrid", "reranker": reranker}
+    assert asked == {"text": "why", "mode": "hybrid", "ef": 80, "reranker": reranker}
 
 
 def test_the_reranker_stays_when_the_release_changes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
