@@ -158,8 +158,8 @@ def made_rows(count: int = ROWS) -> list[dict[str, Any]]:
             {
                 "chunk_id": hashlib.sha256(f"{uri}\n{ordinal}\n{text}".encode()).hexdigest()[:32], "document_uri": uri,
                 "ordinal": ordinal, "title": "Title", "headings": [], "text": text, "tokens": 35, "start": 0,
-                "end": len(text), "page": None, "metadata": {}, "chunk_sha256": hashlib.sha256(text.encode()).hexdigest(),
-                "embedding": vectors[number],
+                "end": len(text), "page": None, "last_page": None, "covered": None, "metadata": {},
+                "chunk_sha256": hashlib.sha256(text.encode()).hexdigest(), "embedding": vectors[number],
             }
         )  # fmt: skip
     return rows

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import embedding, index_recall, sync
+from benchmarks import embedding, index, index_recall, sync
 from benchmarks.real_chunks import RealChunks
 from benchmarks.result import NotMeasured, Result
 from tasks.database import Connection, connect, migrate
+from tasks.knowledge.index_tables.contents import COLUMNS
 from tasks.knowledge.search import Filters, candidates, search
 
 
@@ -174,3 +175,7 @@ def test_of_several_benchmarks_each_is_told_and_the_worst_decides(
 
 def test_every_bf16_is_asked_for_what_bf16_can() -> None:
     assert [embedding.bound_of(tag) for tag in ("fp32", "bf16", "bf16-openvino")] == [2.5, 4.0, 4.0]
+
+
+def test_rows_that_are_made_have_every_column() -> None:
+    assert {name for name, _type in COLUMNS} == set(index.made_rows(10)[0])
