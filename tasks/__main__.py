@@ -16,6 +16,7 @@ from tasks.errors import MillraceError, OptionError
 from tasks.observability import logs, trace
 from tasks.observability.redaction import hidden
 from tasks.observability.stage_runs import Attempt, recorded
+from tasks.options import parse_options
 from tasks.registry import STAGES, TOOLS, load_stage, load_tool
 from tasks.settings import Settings, settings
 from tasks.stage import Stage, run_stage
@@ -98,26 +99,6 @@ def _run(name: str, rest: list[str]) -> int:
         _say(f"GateRefused: {manifest.reason}", logging.WARNING)
         return GATE_REFUSED
     return 0
-
-
-def parse_options(arguments: list[str]) -> dict[str, str]:
-    """Return `--a-b value --c=value` as {"a_b": "value", "c": "value"}. Raises OptionError."""
-    options: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--") or len(flag) == 2:
-            raise OptionError(f"expected --option value, found {flag!r}. Next: python -m tasks STAGE --help")
-        name, equals, value = flag[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise OptionError(f"expected a value after {flag}, found the end of the command. Next: add it.")
-            value = rest.pop(0)
-        name = name.replace("-", "_")
-        if name in options:
-            raise OptionError(f"expected --{name} once, found it twice. Next: keep one.")
-        options[name] = value
-    return options
 
 
 def _help(stage: Stage[Any]) -> str:

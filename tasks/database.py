@@ -26,6 +26,7 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 # could harm an HNSW index (until 0.8.4; no row of an index version is deleted while its HNSW index stands).
 LEAST_PGVECTOR = (0, 8, 0)
 SAFE_PARALLEL_BUILDS = (0, 8, 2)
+SAFE_DELETES = (0, 8, 4)  # before it, a vacuum after a deletion could harm an HNSW index
 _MIGRATION_LOCK = 0x4D696C6C  # any constant number; ours spells "Mill"
 
 Connection = psycopg.Connection[dict[str, Any]]

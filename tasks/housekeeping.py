@@ -20,7 +20,7 @@ from pydantic import Field
 from tasks.backup.lock import alone
 from tasks.database import Connection
 from tasks.knowledge import index_tables, tuning
-from tasks.knowledge.corpora import DEFAULT, TUNING
+from tasks.knowledge.corpora import DEFAULT
 from tasks.release import ledger as releases
 from tasks.release.ledger import ledger
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
@@ -102,7 +102,7 @@ def old_versions(known: Sequence[Known], released: set[int], keep: int, now: dat
     left: Counter[str] = Counter()
     dropped = []
     for item in unused:
-        if item.status == "former" and item.corpus != TUNING:
+        if item.status == "former":
             left[item.corpus] += 1
             if left[item.corpus] > keep:
                 dropped.append(item)

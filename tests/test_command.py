@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tasks.__main__ import parse_options
 from tasks.errors import OptionError
+from tasks.options import parse_options
 from tasks.settings import REPOSITORY
 
 

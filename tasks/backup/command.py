@@ -27,6 +27,7 @@ from tasks.backup.restore import PARTS, Into, Restored
 from tasks.backup.restore import restore as restore_backup
 from tasks.backup.targets import Target, open_target
 from tasks.errors import OptionError, nearest
+from tasks.options import parse_options
 from tasks.settings import Settings, settings
 
 DAMAGED = 2
@@ -156,8 +157,6 @@ def _read(
     arguments: list[str], command: str, options: tuple[str, ...], flags: tuple[str, ...] = ()
 ) -> Mapping[str, str] | None:
     """Return the options of a command, None where help was asked for and given. Raises OptionError."""
-    from tasks.__main__ import parse_options
-
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
         return None

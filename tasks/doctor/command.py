@@ -23,6 +23,7 @@ from tasks.doctor import cluster, compose, database, machine, model_access, pod,
 from tasks.doctor.examine import Check, Stopped, Wanted, examine
 from tasks.doctor.report import AWAY, Finding, as_json, as_text, exit_code, mend, ok, skip, without_secrets
 from tasks.errors import OptionError, SettingsError, nearest
+from tasks.options import parse_options
 from tasks.settings import Settings, load_settings
 
 GROUNDS = ("process", "compose", "kubernetes")
@@ -71,7 +72,6 @@ USAGE = "python -m tasks doctor --help"
 
 def main(arguments: list[str]) -> int:
     """Run the checks of a ground, print their findings, return the exit code."""
-    from tasks.__main__ import parse_options
     from tasks.provenance import code_revision
 
     if arguments in (["-h"], ["--help"]):

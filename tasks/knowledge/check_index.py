@@ -113,7 +113,7 @@ def finish(context: StageContext, base: Version | None) -> Version:
         connection.execute("CREATE TEMP TABLE loaded ON COMMIT DROP AS SELECT uri FROM fresh WHERE kept")
         index_tables.keep_only(connection, version, "loaded")
         copied = index_tables.copy_documents(connection, base, version, "unchanged") if base else 0
-        loaded = _chunks_of(connection, version, "fresh")
+        loaded = _loaded_chunks(connection, version)
         if loaded != expected:
             raise ManifestError(
                 f"expected {expected} chunks of the documents read in index version {version.version}, found {loaded}. "
@@ -130,10 +130,10 @@ def finish(context: StageContext, base: Version | None) -> Version:
     return version
 
 
-def _chunks_of(connection: Connection, version: Version, table: str) -> int:
-    """Return how many chunks `version` holds of the documents of a temporary table."""
-    query = sql.SQL("SELECT count(*) AS n FROM {} c WHERE EXISTS (SELECT FROM {} u WHERE u.uri = c.document_uri)")
-    row = connection.execute(query.format(version.table, sql.Identifier(table))).fetchone()
+def _loaded_chunks(connection: Connection, version: Version) -> int:
+    """Return how many chunks `version` holds of the documents of the temporary table `loaded`."""
+    query = sql.SQL("SELECT count(*) AS n FROM {} c WHERE EXISTS (SELECT FROM loaded l WHERE l.uri = c.document_uri)")
+    row = connection.execute(query.format(version.table)).fetchone()
     return int(row["n"]) if row else 0
 
 

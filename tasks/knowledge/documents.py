@@ -11,7 +11,7 @@ Reads artifacts of `list_documents`, `read_documents` and `validate_documents`. 
 Nothing here holds a list as long as the corpus.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tasks.contracts import Manifest
@@ -54,13 +54,12 @@ def load(context: StageContext, connection: Connection, parts: list[Manifest]) -
 def load_judged(context: StageContext, connection: Connection, parts: list[Manifest]) -> None:
     """Make the temporary tables as `validate_documents` left them: copies are marked, and refused."""
     load(context, connection, parts)
-    copies = context.storage.get_rows(context.input("validate_documents", "copies"))
+    refuse_copies(connection, context.storage.get_rows(context.input("validate_documents", "copies")))
+
+
+def refuse_copies(connection: Connection, copies: Iterable[dict[str, Any]]) -> None:
+    """Load `copies` into a temporary table of that name, mark them in `fresh`, and add them to `refused`."""
     load_rows(connection, "copies", {"uri": 'text COLLATE "C"', "rule": "text", "same_as": "text"}, copies)
-    refuse_copies(connection)
-
-
-def refuse_copies(connection: Connection) -> None:
-    """Mark the documents of the temporary table `copies` in `fresh`, and add them to `refused`."""
     connection.execute("UPDATE fresh SET kept = false FROM copies WHERE copies.uri = fresh.uri")
     connection.execute(
         "INSERT INTO refused (uri, rule, same_as, content_sha256) "

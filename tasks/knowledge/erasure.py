@@ -24,6 +24,7 @@ from tasks.knowledge import index_tables
 from tasks.knowledge.erasure_rows import copies_of, delete_rows, delete_unused_vectors, versions_with
 from tasks.knowledge.index_tables import Version
 from tasks.knowledge.traces import naming
+from tasks.options import parse_options
 from tasks.settings import Settings
 from tasks.storage import Storage
 
@@ -138,7 +139,6 @@ def _vacuum(settings: Settings, tables: list[str]) -> None:
 
 def main(arguments: list[str]) -> int:
     """`python -m tasks erase --document URI [--by WHO] [--reason WHY] [--corpus NAME]`: erase a document everywhere."""
-    from tasks.__main__ import parse_options
     from tasks.errors import OptionError
     from tasks.settings import settings
 

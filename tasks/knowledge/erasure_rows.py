@@ -6,13 +6,12 @@ transaction. Fails only as the database does.
 
 from psycopg import sql
 
-from tasks.database import Connection, pgvector_version
+from tasks.database import SAFE_DELETES, Connection, pgvector_version
 from tasks.knowledge import index_tables
 from tasks.knowledge.cache import SCRATCH
 from tasks.knowledge.corpora import TUNING
 from tasks.knowledge.index_tables import Version
-
-_SAFE_DELETES = (0, 8, 4)  # before it, a vacuum after a deletion could harm an HNSW index
+from tasks.knowledge.quarantine import DOCUMENT_OF_CHUNK
 
 # Requests that were answered with the document among the hits; a version says of which corpus they were.
 _ANSWERED = (
@@ -24,7 +23,7 @@ _STATEMENTS = {
     # Chunks and examples are numbered after their document; examples have no corpus of their own.
     "quarantine": (
         "DELETE FROM quarantine WHERE (corpus = %(corpus)s AND item = %(uri)s) "
-        "OR (corpus = %(corpus)s AND kind = 'chunk' AND regexp_replace(item, '#[0-9]+$', '') = %(uri)s) "
+        f"OR (corpus = %(corpus)s AND kind = 'chunk' AND {DOCUMENT_OF_CHUNK} = %(uri)s) "
         "OR (kind = 'example' AND starts_with(item, 'corpus:') "
         "AND regexp_replace(substr(item, 8), '#[0-9]+$', '') = %(uri)s)"
     ),
@@ -92,7 +91,7 @@ def delete_unused_vectors(connection: Connection) -> int:
 
 def _delete_chunks(connection: Connection, version: Version, uri: str) -> int:
     """Delete the document's chunks; with a pgvector whose vacuum may harm an index, that is dropped before and built after."""
-    rebuild = pgvector_version(connection) < _SAFE_DELETES and version.status not in ("building",)
+    rebuild = pgvector_version(connection) < SAFE_DELETES and version.status != "building"
     if rebuild:
         index_tables.drop_indexes(connection, version)
     count = connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = %s").format(version.table), (uri,)).rowcount

@@ -16,8 +16,9 @@ import logging
 from typing import Any
 
 from tasks.database import connect
-from tasks.errors import DataError, OptionError
+from tasks.errors import DataError
 from tasks.knowledge import index_tables
+from tasks.options import parse_command, require_words, wrong_command
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +30,12 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    from tasks.__main__ import parse_options
-
-    command, rest = arguments[0], arguments[1:]
-    number = int(rest.pop(0)) if rest and rest[0].isdecimal() else None
-    given = parse_options(rest)
-    known = {"list": {"corpus"}, "use": {"by", "reason"}}
-    if command not in known or set(given) - known[command] or (command == "use") is (number is None):
-        raise OptionError(f"expected {_USAGE}, found {' '.join(arguments)}. Next: correct the command.")
-    if command == "list":
+    command, number, given = parse_command(arguments, {"list": {"corpus"}, "use": {"by", "reason"}}, _USAGE)
+    if (command == "use") is (number is None):
+        raise wrong_command(_USAGE, arguments)
+    if number is None:
         return _list(given.get("corpus"))
-    if not all(given.get(name, "").strip() for name in ("by", "reason")):
-        raise OptionError(f"expected --by and --reason of use, found {sorted(given)}. Next: say who decides, and why.")
-    assert number is not None
+    require_words(command, given, "by", "reason")
     corpus, former = use(number, given["by"], given["reason"])
     print(
         f"index version {number} of {corpus} is current; version {former} served until now. The next sync of {corpus}"

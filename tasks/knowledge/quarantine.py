@@ -14,6 +14,7 @@ from tasks.storage import Storage
 
 _EXCERPT = 300
 _FOUND = ", found"  # behind it a reason may quote the document
+DOCUMENT_OF_CHUNK = "regexp_replace(item, '#[0-9]+$', '')"  # SQL: items of chunks are numbered after their document
 # Of a row `q`: another run has judged its document since.
 _JUDGED_AGAIN = (
     "EXISTS (SELECT FROM quarantine n WHERE n.kind = q.kind AND n.corpus = q.corpus AND n.item = q.item AND n.id > q.id "
@@ -102,8 +103,8 @@ def supersede(connection: Connection, corpus: str, run: str) -> None:
     connection.execute(
         "UPDATE quarantine q SET status = 'superseded', decided_at = now(), note = %(note)s "
         "WHERE kind = 'chunk' AND corpus = %(corpus)s AND status = 'held' AND run <> %(run)s AND ("
-        "EXISTS (SELECT FROM fresh f WHERE f.uri = regexp_replace(q.item, '#[0-9]+$', '')) "
-        "OR NOT EXISTS (SELECT FROM plan p WHERE p.uri = regexp_replace(q.item, '#[0-9]+$', '') AND p.change <> 'gone'))",
+        f"EXISTS (SELECT FROM fresh f WHERE f.uri = {DOCUMENT_OF_CHUNK}) "
+        f"OR NOT EXISTS (SELECT FROM plan p WHERE p.uri = {DOCUMENT_OF_CHUNK} AND p.change <> 'gone'))".encode(),
         {"corpus": corpus, "run": run, "note": f"its document was read again, or is gone, in {run}"},
     )
 

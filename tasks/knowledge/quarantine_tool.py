@@ -21,6 +21,7 @@ from tasks.errors import DataError, OptionError
 from tasks.knowledge import index_tables, quarantine
 from tasks.knowledge.quarantine_replay import COPIES, OUTCOMES, look_again, replay
 from tasks.knowledge.traces import naming
+from tasks.options import parse_command, require_words, wrong_command
 from tasks.settings import settings
 from tasks.storage import Storage
 
@@ -42,24 +43,14 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    from tasks.__main__ import parse_options
-
-    command, rest = arguments[0], arguments[1:]
-    number = int(rest.pop(0)) if rest and rest[0].isdecimal() else None
-    given = parse_options(rest)
     known = {
         "list": {*_FILTERS, "limit"}, "show": set(), "replay": {"corpus", "rule"}, "accept": {"by", "note"}, "purge": {"by", "note"},
     }  # fmt: skip
-    if (
-        command not in known
-        or set(given) - known[command]
-        or (command in ("show", "accept", "purge") and number is None)
-    ):
-        raise OptionError(f"expected {_USAGE}, found {' '.join(arguments)}. Next: correct the command.")
-    if command in ("accept", "purge") and not all(given.get(name, "").strip() for name in ("by", "note")):
-        raise OptionError(
-            f"expected --by and --note of {command}, found {sorted(given)}. Next: say who decides, and why."
-        )
+    command, number, given = parse_command(arguments, known, _USAGE)
+    if command in ("show", "accept", "purge") and number is None:
+        raise wrong_command(_USAGE, arguments)
+    if command in ("accept", "purge"):
+        require_words(command, given, "by", "note")
     if command == "list":
         return _list(given)
     if command == "replay":

@@ -37,6 +37,7 @@ from tasks.knowledge.retrieval import GoldenQuestion, load_questions, require_kn
 from tasks.knowledge.search import MODES, Mode
 from tasks.knowledge.sources import Item, open_source
 from tasks.knowledge.tune_trial import HEAD, Bench, Combination, Tried, best_first, bounded, track
+from tasks.options import parse_options
 from tasks.settings import MOST_EF, Settings, settings
 from tasks.storage import Storage
 
@@ -75,8 +76,6 @@ def main(arguments: list[str]) -> int:
 
 def planned(arguments: list[str]) -> Plan:
     """Return what a command asks for, all of it checked before anything is read or built. Raises OptionError, SettingsError."""
-    from tasks.__main__ import parse_options
-
     given = parse_options(arguments)
     if unknown := sorted(set(given) - set(_OPTIONS)):
         raise OptionError(

@@ -17,7 +17,7 @@ from tasks.knowledge.copies import Row, copies
 from tasks.knowledge.erasure import erased_in
 from tasks.knowledge.list_documents import removal_reason
 from tasks.knowledge.quarantine import Rejection
-from tasks.knowledge.reconciliation import load_rows, stream
+from tasks.knowledge.reconciliation import stream
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 
 SAME, ALIKE = "text_is_new", "text_is_not_alike"
@@ -44,13 +44,7 @@ def run(context: StageContext, options: Options) -> StageResult:
                 _copies(context, connection, parts, corpus, options.near_duplicate_similarity),
             )
         }
-        load_rows(
-            connection,
-            "copies",
-            {"uri": 'text COLLATE "C"', "rule": "text", "same_as": "text"},
-            context.storage.get_rows(outputs["copies"]),
-        )
-        documents.refuse_copies(connection)
+        documents.refuse_copies(connection, context.storage.get_rows(outputs["copies"]))
         told = list(_rejections(context, connection, parts))
         quarantine.record(connection, "document", context.run, told, corpus)
         counts = _counts(connection, corpus)

@@ -31,6 +31,7 @@ from tasks.errors import MillraceError, OptionError, ServiceUnavailable, nearest
 from tasks.observability import queries
 from tasks.observability.catalog import EXPORTED
 from tasks.observability.queries import Sample
+from tasks.options import parse_options
 from tasks.settings import Settings, settings
 from tasks.storage import Storage
 
@@ -129,8 +130,6 @@ def answering(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
 
 def main(arguments: list[str]) -> int:
     """Answer scrapes until SIGTERM or SIGINT; return 0."""
-    from tasks.__main__ import parse_options
-
     given = {"host": "127.0.0.1", "port": "9464"}
     for name, value in parse_options(arguments).items():
         if name not in given:

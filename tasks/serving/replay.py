@@ -21,6 +21,7 @@ from typing import Any, Literal
 import httpx
 
 from tasks.errors import DataError, OptionError, ServiceUnavailable, nearest
+from tasks.options import parse_options
 from tasks.settings import repository_path, settings
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ class Tally:
 
 def main(arguments: list[str]) -> int:
     """Replay a file; return the exit code."""
-    from tasks.__main__ import parse_options
-
     if not arguments or arguments[0].startswith("--"):
         raise OptionError("expected python -m tasks replay FILE [--option value], found no file. Next: name one.")
     given = {"kind": "search", "limit": "0", "client": "replay", "connections": "4"}

@@ -17,6 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from tasks.errors import OptionError, SettingsError, nearest
+from tasks.options import parse_options
 from tasks.serving.answering import Assistant, find_in_postgres
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
@@ -34,8 +35,6 @@ GRACE_SECONDS = 30
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return 0."""
-    from tasks.__main__ import parse_options
-
     given = {"host": "127.0.0.1", "port": "8000", "threads": str(len(os.sched_getaffinity(0)))}
     options = parse_options(arguments)
     for name in options:

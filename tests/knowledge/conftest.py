@@ -1,7 +1,6 @@
 """A database of the module's own, and a small corpus that is synced in this process."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import psycopg
 import pytest
 
 from tasks.database import migrate
-from tasks.settings import settings
-from tests.knowledge.syncing import ANIMALS, Sync, document
+from tests.knowledge.syncing import ANIMALS, Sync, document, environment_of
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +22,8 @@ def database(new_database: Any) -> str:
 def environment(stack: Any, database: str) -> Iterator[dict[str, str]]:
     """The stack's environment with our database, in this process for as long as the module runs."""
     values = {**stack.env, "MILLRACE_DATABASE_URL": database, "MILLRACE_CODE_REVISION": "test"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
-            patch.delenv(name)
-        for name, value in values.items():
-            patch.setenv(name, value)
-        settings.cache_clear()
+    with environment_of(values):
         yield values
-    settings.cache_clear()
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """A small corpus in a folder, golden questions about it, and the stages of sync_knowledge over both, in this process."""
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from psycopg import sql
 
 from tasks.contracts import Manifest
 from tasks.database import connect
 from tasks.knowledge import index_tables
 from tasks.registry import load_stage
-from tasks.settings import load_settings
+from tasks.settings import load_settings, settings
 from tasks.stage import run_stage
 
 SENTENCE = "The {animal} sleeps by day and hunts {prey} by night; rule number {n} says that nobody may wake it. "
@@ -65,6 +69,19 @@ class Sync:
             if done["check_index"].status == "complete":
                 done["switch_index"] = self.stage("switch_index", run)
         return done
+
+
+@contextmanager
+def environment_of(values: Mapping[str, str]) -> Iterator[None]:
+    """Make these the only settings of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
+            patch.delenv(name)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        settings.cache_clear()
+        yield
+    settings.cache_clear()
 
 
 def document(animal: str, prey: str) -> str:

@@ -1,6 +1,5 @@
 """The cache of vectors against real Postgres: what it counts, keeps, and has after a SIGKILL."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from tasks.knowledge import cache
 from tasks.knowledge.cache import EmbeddingCache, text_sha256, vectors
 from tasks.knowledge.embedders import identity
 from tasks.settings import settings
+from tests.knowledge.syncing import environment_of
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,14 +33,8 @@ def environment(stack: Any, new_database: Any, tmp_path_factory: pytest.TempPath
         "MILLRACE_EMBEDDER_PRECISION": "fp32",
     }
     migrate(values["MILLRACE_DATABASE_URL"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
-            patch.delenv(name)
-        for name, value in values.items():
-            patch.setenv(name, value)
-        settings.cache_clear()
+    with environment_of(values):
         yield values
-    settings.cache_clear()
 
 
 @pytest.fixture

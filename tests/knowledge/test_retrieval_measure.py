@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from psycopg import sql
 
-from tasks.database import connect, migrate
+from tasks.database import Connection, connect, migrate
 from tasks.knowledge import index_tables
 from tasks.knowledge import measure as measuring
 from tasks.knowledge.measure import MEASURES, Asking, measure
@@ -86,16 +86,21 @@ def test_a_search_as_it_is_served_is_timed(url: str, monkeypatch: pytest.MonkeyP
     assert found.latency["p95_ms"] < 200
 
 
+def thin_graph(connection: Connection, version: index_tables.Version) -> None:
+    """Build the version's HNSW index anew, with too few ways."""
+    hnsw = sql.Identifier(f"{version.table_name}_hnsw")
+    connection.execute(sql.SQL("DROP INDEX {}").format(hnsw))
+    connection.execute(
+        sql.SQL(
+            "CREATE INDEX {} ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
+        ).format(hnsw, version.table)
+    )
+
+
 def test_ef_changes_what_hnsw_finds(url: str) -> None:
     with connect(url) as connection:
         version = index_tables.get(connection, 1)
-        hnsw = sql.Identifier(f"{version.table_name}_hnsw")
-        connection.execute(sql.SQL("DROP INDEX {}").format(hnsw))
-        connection.execute(
-            sql.SQL(
-                "CREATE INDEX {} ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
-            ).format(hnsw, version.table)
-        )
+        thin_graph(connection, version)
         questions = {f"q{number}": f"d{number}" for number in range(40)}
         found = [asked(connection, Asking(ef=ef), **questions).means["ann_recall"] for ef in (40, 80, 400)]
         assert found == sorted(found) and found[0] < found[2]
@@ -107,12 +112,6 @@ def test_an_index_that_leaves_chunks_out_is_seen(url: str) -> None:
         version = index_tables.get(connection, 1)
         questions = {f"q{number}": f"d{number}" for number in range(40)}
         assert asked(connection, **questions).means["ann_recall"] > 0.99
-        hnsw = sql.Identifier(f"{version.table_name}_hnsw")
-        connection.execute(sql.SQL("DROP INDEX {}").format(hnsw))
-        connection.execute(
-            sql.SQL(
-                "CREATE INDEX {} ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
-            ).format(hnsw, version.table)
-        )
+        thin_graph(connection, version)
         assert asked(connection, **questions).means["ann_recall"] < 0.6, "a graph with too few ways"
         connection.rollback()

@@ -109,7 +109,7 @@ def verified(settings: Settings, spec: EmbedderSpec) -> Path:
     folder = folder_of(settings, spec.reference)
     found = digest_of(spec.reference, folder)
     # Identities once held the weights alone: a release that was made then can still be loaded, and compared with.
-    if spec.digest not in (found, revision(spec.reference, folder)[:_DIGEST_LENGTH]):
+    if spec.digest != found and spec.digest != revision(spec.reference, folder)[:_DIGEST_LENGTH]:
         raise ModelError(
             f"expected the embedder {spec.name}, found other weights, settings or tokenizer ({found}) under {spec.reference}. "
             "Next: put the former ones back, or run sync_knowledge so that the index is made with the new ones."

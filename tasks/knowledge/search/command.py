@@ -13,6 +13,7 @@ from tasks.knowledge import index_tables
 from tasks.knowledge.index_tables import Version
 from tasks.knowledge.search.filters import Filters
 from tasks.knowledge.search.find import MODES, Hit, search
+from tasks.options import parse_options
 
 USAGE = (
     'python -m tasks search "QUESTION" [--k N] [--version N] [--corpus NAME] [--mode vector|text|hybrid] '
@@ -24,7 +25,6 @@ _SHOWN = 300
 
 def main(arguments: list[str]) -> int:
     """Print what a question finds; return the exit code."""
-    from tasks.__main__ import parse_options
     from tasks.knowledge.corpora import load_corpora, name_of, settings_of
     from tasks.knowledge.embedders import load_embedder
     from tasks.knowledge.reranker import load_reranker

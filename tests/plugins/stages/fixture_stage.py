@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.__main__ import parse_options
 from tasks.contracts import Manifest, stage_uri
+from tasks.options import parse_options
 from tasks.storage import Storage
 
 
