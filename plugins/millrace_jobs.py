@@ -67,7 +67,10 @@ class Jobs:
             raise kind(f"the cluster refuses the job: {error.status} {said(error)}") from error
 
     def delete(self, name: str, at_once: bool = False) -> None:
-        """Delete a Job with its pods and its service. A pod whose node is lost cannot confirm: `at_once`."""
+        """Delete a Job with its pods and its service. A pod whose node is lost cannot confirm: `at_once`.
+
+        Kubernetes deletes the pods after the Job, with their grace period; a pod that never ran does not need one.
+        """
         try:
             self.client().delete_namespaced_job(
                 name, self.namespace, propagation_policy="Background", _request_timeout=TIMEOUT
@@ -75,9 +78,8 @@ class Jobs:
         except ApiException as error:
             if error.status != 404:
                 raise
-        if at_once:
-            for pod in self.of(name):
-                self.pods.delete(pod.metadata.name, at_once=True)
+        for pod in self.of(name):
+            self.pods.delete(pod.metadata.name, at_once=at_once)
 
     def of(self, name: str) -> list[Any]:
         """Return the pods of a Job."""

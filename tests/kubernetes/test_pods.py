@@ -232,6 +232,14 @@ def test_a_job_marked_failed_leaves_nothing(run: Any, cluster: Any) -> None:
     wait_for(lambda: not cluster.jobs(tried.name) and not cluster.services(tried.name), 30)
 
 
+def test_a_job_marked_failed_while_it_waits_for_its_image_leaves_nothing(run: Any, cluster: Any) -> None:
+    tried = run("several", image="localhost:1/nobody/nothing:none")
+    tried.says("ErrImagePull")
+    tried.airflow.http.patch(f"/dags/several/dagRuns/{tried.name}", json={"state": "failed"}).raise_for_status()
+    assert tried.finish(60) == "failed"
+    wait_for(lambda: not cluster.jobs(tried.name) and not cluster.services(tried.name), 30)
+
+
 def test_a_lost_node_is_given_up_and_the_next_try_waits_for_another(run: Any, cluster: Any) -> None:
     if not os.environ.get("TEST_NODE_COMMAND"):
         pytest.skip("needs TEST_NODE_COMMAND, a command that takes `stop-node NAME` and `start-node NAME`")

@@ -114,3 +114,39 @@ def test_the_cause_is_told_and_not_its_echo() -> None:
     assert cause([echo, memory]) == memory
     assert cause([memory, refused]) == refused
     assert cause([echo]) == echo
+
+
+class Deletions:
+    """The API of a cluster with two pods of one Job, of which one never ran; it keeps what is deleted, and how."""
+
+    def __init__(self) -> None:
+        from kubernetes.client import models as k8s
+
+        state = k8s.V1ContainerState(running=k8s.V1ContainerStateRunning())
+        runs = k8s.V1ContainerStatus(name="base", image="i", image_id="i", ready=True, restart_count=0, state=state)
+        self.status = {"runs": k8s.V1PodStatus(container_statuses=[runs]), "waits": k8s.V1PodStatus()}
+        self.deleted: list[tuple[str, Any]] = []
+
+    def list_namespaced_pod(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(items=[SimpleNamespace(metadata=SimpleNamespace(name=name)) for name in self.status])
+
+    def read_namespaced_pod(self, name: str, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(status=self.status[name])
+
+    def delete_namespaced_job(self, name: str, *_: Any, **options: Any) -> None:
+        self.deleted.append((name, options["propagation_policy"]))
+
+    def delete_namespaced_pod(self, name: str, *_: Any, **options: Any) -> None:
+        self.deleted.append((name, options.get("grace_period_seconds")))
+
+
+@pytest.mark.parametrize(("at_once", "grace"), [(False, None), (True, 0)])
+def test_a_deleted_job_gives_time_to_save_only_to_pods_that_can_use_it(at_once: bool, grace: int | None) -> None:
+    from millrace_jobs import Jobs
+    from millrace_pods import Pods
+    from millrace_watch import Limits
+
+    api = Deletions()
+    pods = Pods(lambda: api, "loop", "", None, Limits())
+    Jobs(pods, lambda: api).delete("job", at_once=at_once)
+    assert api.deleted == [("job", "Background"), ("runs", grace), ("waits", 0)]

@@ -18,8 +18,7 @@ OPTIONS = {
     "seconds": "{{ params.get('seconds', '') }}",
     "pids": "/tmp/pids",
 }
-
-
+IMAGE = f"{{{{ params.get('image') or '{os.environ['MILLRACE_STAGE_IMAGE']}' }}}}"
 LIMITS = Limits(poll=1, say=5, schedule=25, bad_start=15, lost_node=20)
 
 
@@ -77,7 +76,7 @@ def tried(kind=FixtureStage, **given):
 @dag(schedule=None)
 def once():
     """One try; `params.image` replaces the image."""
-    tried(retries=0, image=f"{{{{ params.get('image') or '{os.environ['MILLRACE_STAGE_IMAGE']}' }}}}")
+    tried(retries=0, image=IMAGE)
 
 
 @dag(schedule=None)
@@ -94,8 +93,8 @@ def short():
 
 @dag(schedule=None)
 def several():
-    """Two nodes."""
-    tried(FixtureJob, retries=0, nodes=2)
+    """Two nodes; `params.image` replaces the image."""
+    tried(FixtureJob, retries=0, nodes=2, image=IMAGE)
 
 
 once()
