@@ -5,6 +5,7 @@ int8 is calibrated, and tells the overlap on the reference in its details; `embe
 models go to a temporary folder; no stack is needed. Every way embeds the same texts in the same process, one after the other, several times.
 """
 
+import json
 import os
 import random
 import statistics
@@ -62,6 +63,7 @@ def _throughput(cache: Path) -> Result:
         details=[
             *(f"{name}: {TIMED / statistics.median(found):.1f} chunks/s" for name, found in wall.items()),
             *(f"{name} in CPU seconds: {over_cpu[name]:.2f} x {base}" for name, base in theirs.items()),
+            *([_room(folder_of(settings, settings.embedder), wall[theirs["auto"]])] if device() == "cpu" else []),
             f"{len(texts)} chunks of at most {CHUNK_TOKENS} tokens, of texts on which int8 was not calibrated; "
             f"its overlap on those on which it was: {calibrated:.3f}; {_load()}",
         ],
@@ -79,6 +81,37 @@ def _ways(settings: Settings, cache: Path) -> tuple[dict[str, Way], dict[str, st
         theirs[name]: SentenceTransformer(folder, device=where).encode for name, where in devices.items()
     }
     return ways | {name: load_embedder(settings_of(cache, name)).encode for name in devices}, theirs
+
+
+def _room(folder: Path, seconds: Sequence[float]) -> str:
+    """Tell how near SentenceTransformer comes to what this machine can multiply: nobody is faster than that in fp32."""
+    reached = TIMED * operations(folder, CHUNK_TOKENS) / statistics.median(seconds) / 1e9
+    fp32, bf16 = matmul_rate("float32"), matmul_rate("bfloat16")
+    return (
+        f"SentenceTransformer does {reached:.0f} GFLOP/s; a product of two matrices in torch: {fp32:.0f} in fp32, {bf16:.0f} in bf16: "
+        f"in fp32 there is room for {fp32 / reached:.2f} x"
+    )
+
+
+def operations(folder: Path, tokens: int) -> int:
+    """Return the floating-point operations that a BERT needs for a text: its layers' weights, and attention."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers, hidden, inner = (config[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    weights = layers * (4 * hidden * hidden + 2 * hidden * inner)
+    return int(2 * weights * tokens + 4 * layers * tokens * tokens * hidden)
+
+
+def matmul_rate(dtype: str, size: int = 1536, rounds: int = 8) -> float:
+    """Return the GFLOP/s of torch's product of two square matrices, the best of some rounds."""
+    import torch
+
+    one, other = (torch.rand(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _round in range(rounds):
+        begun = time.perf_counter()
+        torch.mm(one, other)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best / 1e9
 
 
 def overlaps(ways: Mapping[str, Way], theirs: Mapping[str, str], texts: Sequence[str]) -> dict[str, float]:
