@@ -43,6 +43,7 @@ class Known:
     table_name: str
     created_at: datetime
     corpus: str = DEFAULT
+    base_table: str | None = None
 
 
 def run(context: StageContext, options: Options) -> StageResult:
@@ -93,11 +94,13 @@ def old_versions(known: Sequence[Known], released: set[int], keep: int, now: dat
     """Return the versions to drop, oldest first.
 
     Of each corpus the newest `keep` that served and no release names stay, to go back to. What never served has a day.
+    One on whose table another stands stays as long as that one.
     """
+    shown = {item.base_table for item in known if item.status != "retired"}
     unused = [
         item
         for item in sorted(known, key=lambda item: item.version, reverse=True)
-        if item.status not in {"current", "retired"} and item.version not in released
+        if item.status not in {"current", "retired"} and item.version not in released and item.table_name not in shown
     ]
     left: Counter[str] = Counter()
     dropped = []
@@ -128,7 +131,9 @@ def old_folders(objects: Iterable[tuple[str, datetime]], limit: datetime, own: s
 
 
 def _known(connection: Connection) -> list[Known]:
-    rows = connection.execute("SELECT version, status, table_name, created_at, corpus FROM index_versions").fetchall()
+    rows = connection.execute(
+        "SELECT version, status, table_name, created_at, corpus, base_table FROM index_versions"
+    ).fetchall()
     return [Known(**row) for row in rows]
 
 

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     text_search: str = Field(
         default="english", pattern=r"^[a-z_]+$", description="Postgres text search configuration of a corpus"
     )
+    index_overlay_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="A version that differs by at most so much is laid over an earlier one's table; 0: always copied",
+    )
     search_mode: Literal["vector", "text", "hybrid"] = Field(
         default="vector", description="How the assistant, the check and `search` look for chunks"
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
+from tasks.lazy_imports import lazily
 from tasks.settings import repository_path
 
 if TYPE_CHECKING:
@@ -134,9 +135,10 @@ def _run(definition: Mapping[str, Any], frame: "pandas.DataFrame") -> list[dict[
     """Return Great Expectations' results as dictionaries, in the suite's order. Raises DataError when a rule cannot run."""
     # Its import writes a hundred INFO lines into a stage's log.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    import great_expectations
-    from great_expectations.core import ExpectationSuite
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    with lazily("scipy.stats", "altair"):
+        import great_expectations
+        from great_expectations.core import ExpectationSuite
+        from great_expectations.data_context.types.base import ProgressBarsConfig
 
     # This one sets its own level, and would name a folder a call.
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)

@@ -1,7 +1,8 @@
 """Stage `check_index`: finish the version that this run builds, and measure it before anything uses it.
 
 Reads the parts of `read_documents` and `index_documents`, the current version of the corpus, and the golden questions.
-Copies the chunks of unchanged documents from the current version, builds the indexes, and asks every golden question of
+Takes the chunks of unchanged documents from the current version (shown from its table where little changed, else copied:
+`tasks.knowledge.index_tables.overlays`), builds the indexes, and asks every golden question of
 the new and of the current version, now. Writes `report`. Fails with `ManifestError` when a part is missing or the table
 holds other chunks than the parts say; is refused when retrieval is below its bounds, or worse than the current version's
 (`tasks.knowledge.retrieval_gate`), or when the current version cannot be measured too and nobody confirmed that. The
@@ -37,6 +38,9 @@ class Options(StageOptions):
     retrieval_margin: float = from_setting("retrieval_margin", "Allowed loss against the current version")
     search_mode: str = from_setting("search_mode", "vector, text or hybrid")
     reranker: str | None = from_setting("reranker", "Cross-encoder that orders the hits")
+    index_overlay_share: float = from_setting(
+        "index_overlay_share", "Share of changed chunks laid over an earlier table"
+    )
     confirm_unmeasured: Literal["no", "yes"] = "no"
 
 
@@ -45,7 +49,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     listed, noop = context.inputs["list_documents"].facts, context.inputs["validate_documents"].facts["noop"]
     questions = load_questions(listed["golden_questions"], context.storage)
     base = _version(listed["base_version"]) if listed["base_version"] is not None else None
-    version, base = (base, None) if noop and base else (finish(context, base), base)
+    version, base = (base, None) if noop and base else (finish(context, base, options.index_overlay_share), base)
     same_now, same_before = _copies(context, listed["corpus"], questions)
     absent = _absent(version, questions, same_now)
     now = _measured(context, version, questions, same_now)
@@ -90,7 +94,7 @@ def _refusal(reasons: Sequence[str], unmeasured: str | None) -> str:
     return f"{'; '.join(reasons)}. Next: see report.json of this stage; the current version stays.{go_on}"
 
 
-def finish(context: StageContext, base: Version | None) -> Version:
+def finish(context: StageContext, base: Version | None, overlay_share: float) -> Version:
     """Return the finished version of this run.
 
     Raises ManifestError when the table does not hold exactly what the parts and the current version say.
@@ -112,29 +116,33 @@ def finish(context: StageContext, base: Version | None) -> Version:
         # Of an earlier try may be rows of documents that are now unchanged: what is unchanged comes from the base alone.
         connection.execute("CREATE TEMP TABLE loaded ON COMMIT DROP AS SELECT uri FROM fresh WHERE kept")
         index_tables.keep_only(connection, version, "loaded")
-        copied = index_tables.copy_documents(connection, base, version, "unchanged") if base else 0
-        loaded = _loaded_chunks(connection, version)
+        loaded = index_tables.count_chunks_of(connection, version, "loaded")
         if loaded != expected:
             raise ManifestError(
                 f"expected {expected} chunks of the documents read in index version {version.version}, found {loaded}. "
                 "Next: clear index_documents; its parts will be loaded again."
             )
+        version, taken = _take_over(connection, base, version, overlay_share) if base else (version, 0)
         connection.execute(
             "UPDATE index_versions SET documents = (SELECT count(*) FROM wanted), chunks = %s WHERE version = %s",
-            (copied + loaded, version.version),
+            (taken + loaded, version.version),
         )
     with connect() as connection:
         index_tables.build_indexes(connection, version)
         version = index_tables.get(connection, version.version)
-    log.info("index version=%d chunks=%d copied=%d loaded=%d", version.version, copied + loaded, copied, loaded)
+    log.info(
+        "index version=%d chunks=%d %s=%d loaded=%d",
+        version.version, taken + loaded, "shown" if version.base_table else "copied", taken, loaded,
+    )  # fmt: skip
     return version
 
 
-def _loaded_chunks(connection: Connection, version: Version) -> int:
-    """Return how many chunks `version` holds of the documents of the temporary table `loaded`."""
-    query = sql.SQL("SELECT count(*) AS n FROM {} c WHERE EXISTS (SELECT FROM loaded l WHERE l.uri = c.document_uri)")
-    row = connection.execute(query.format(version.table)).fetchone()
-    return int(row["n"]) if row else 0
+def _take_over(connection: Connection, base: Version, version: Version, overlay_share: float) -> tuple[Version, int]:
+    """Give `version` the chunks of the documents of the temporary table `unchanged`; return it, and how many those are."""
+    laid = index_tables.lay_over(connection, base, version, "unchanged", overlay_share)
+    if laid is None:
+        return version, index_tables.copy_documents(connection, base, version, "unchanged")
+    return laid, index_tables.count_chunks_of(connection, laid, "unchanged")
 
 
 def _require_none_erased(connection: Connection, corpus: str) -> None:

@@ -24,8 +24,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # Settings that a corpus may say for itself.
 OVERRIDES = (
     "golden_questions", "embedder", "embedder_precision", "chunker", "chunk_tokens", "chunk_overlap", "vector_type",
-    "text_search", "search_mode", "search_ef", "reranker", "near_duplicate_similarity", "max_document_mb", "shard_documents",
-    "max_shards", "max_quarantine_share", "max_removal_share", "min_recall_at_5", "min_ann_recall", "retrieval_margin",
+    "text_search", "index_overlay_share", "search_mode", "search_ef", "reranker", "near_duplicate_similarity",
+    "max_document_mb", "shard_documents", "max_shards", "max_quarantine_share", "max_removal_share", "min_recall_at_5",
+    "min_ann_recall", "retrieval_margin",
 )  # fmt: skip
 _OTHERS = ("source", "schedule")
 

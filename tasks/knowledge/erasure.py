@@ -72,7 +72,7 @@ def erase(settings: Settings, storage: Storage, corpus: str, uri: str, by: str, 
             f"expected a document {uri!r} in the corpus {corpus!r}, its quarantine, a dataset or a run, found none. "
             "Next: write the URI as `python -m tasks search` shows it."
         )
-    _vacuum(settings, [version.table_name for version in versions])
+    _vacuum(settings, [version.own for version in versions])
     return Erasure(removed, built_on, copies)
 
 
@@ -129,12 +129,13 @@ def _built_on(connection: Connection, versions: list[int], datasets: list[str]) 
     }
 
 
-def _vacuum(settings: Settings, tables: list[str]) -> None:
+def _vacuum(settings: Settings, tables: list[sql.Identifier]) -> None:
     """Let Postgres overwrite what was deleted: a deleted row stays in its file until then."""
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
-        for table in [*tables, "documents", "quarantine", "embedding_cache", "requests"]:
+        others = ("documents", "quarantine", "embedding_cache", "requests")
+        for table in [*tables, *map(sql.Identifier, others)]:
             with contextlib.suppress(psycopg.errors.UndefinedTable):  # dropped meanwhile: nothing of it is left
-                connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier(table)))
+                connection.execute(sql.SQL("VACUUM {}").format(table))
 
 
 def main(arguments: list[str]) -> int:

@@ -65,7 +65,13 @@ def copies_of(connection: Connection, corpus: str, uri: str) -> list[str]:
 
 def delete_rows(connection: Connection, versions: list[Version], corpus: str, uri: str) -> dict[str, int]:
     """Delete or empty every row about the document; return how many, by table."""
-    removed = {"chunks": sum(_delete_chunks(connection, version, uri) for version in versions)}
+    # Counted before any is deleted: versions show rows of each other's tables.
+    counts = [_count_chunks(connection, version, uri) for version in versions]
+    removed = {
+        "chunks": sum(
+            _delete_chunks(connection, version, uri, count) for version, count in zip(versions, counts, strict=True)
+        )
+    }
     for name, statement in _STATEMENTS.items():
         removed[name] = connection.execute(statement.encode(), {"corpus": corpus, "uri": uri}).rowcount
     return removed
@@ -89,16 +95,26 @@ def delete_unused_vectors(connection: Connection) -> int:
     ).rowcount  # fmt: skip
 
 
-def _delete_chunks(connection: Connection, version: Version, uri: str) -> int:
-    """Delete the document's chunks; with a pgvector whose vacuum may harm an index, that is dropped before and built after."""
+def _count_chunks(connection: Connection, version: Version, uri: str) -> int:
+    query = sql.SQL("SELECT count(*) AS n FROM {} WHERE document_uri = %s").format(version.table)
+    row = connection.execute(query, (uri,)).fetchone()
+    return int(row["n"]) if row else 0
+
+
+def _delete_chunks(connection: Connection, version: Version, uri: str, count: int) -> int:
+    """Delete the document's chunks in the version's own table; return how many. `count` are those that the version shows.
+
+    With a pgvector whose vacuum may harm an index, that is dropped before and built after. A table that is shown by others is
+    that of a version too, which is among those that are deleted from.
+    """
     rebuild = pgvector_version(connection) < SAFE_DELETES and version.status != "building"
     if rebuild:
         index_tables.drop_indexes(connection, version)
-    count = connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = %s").format(version.table), (uri,)).rowcount
+    deleted = connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = %s").format(version.own), (uri,)).rowcount
     if rebuild:
         index_tables.build_indexes(connection, version)
     connection.execute(
         "UPDATE index_versions SET documents = documents - 1, chunks = chunks - %s WHERE version = %s AND documents > 0",
         (count, version.version),
     )
-    return count
+    return deleted

@@ -1,13 +1,14 @@
-"""Index versions: one table of chunks each, with indexes of its own.
+"""Index versions: one table of chunks each, with indexes of its own; or a little of its own on the table of an earlier one.
 
-`versions` knows which there are and begins and drops them; `contents` fills and compares their tables; `indexes`
-builds what makes them quick to search. A version is begun once a run (under an advisory lock), filled document by
+`versions` knows which there are and begins and drops them; `contents` fills and compares their tables; `overlays` lets one
+stand on another; `indexes` builds what makes them quick to search. A version is begun once a run (under an advisory lock), filled document by
 document, and never changed after it became current. All of it is named here: `index_tables.begin(...)`.
 """
 
 from tasks.knowledge.index_tables.contents import (
     COLUMNS,
     copy_documents,
+    count_chunks_of,
     documents_in,
     keep_only,
     list_uris,
@@ -17,6 +18,7 @@ from tasks.knowledge.index_tables.contents import (
 )
 from tasks.knowledge.index_tables.indexes import build_indexes, drop_indexes, scan
 from tasks.knowledge.index_tables.local_settings import local_settings
+from tasks.knowledge.index_tables.overlays import Layer, lay_over, layers
 from tasks.knowledge.index_tables.versions import (
     DEFAULT_CORPUS,
     Version,
@@ -32,16 +34,20 @@ from tasks.knowledge.index_tables.versions import (
 __all__ = [
     "COLUMNS",
     "DEFAULT_CORPUS",
+    "Layer",
     "Version",
     "begin",
     "build_indexes",
     "copy_documents",
+    "count_chunks_of",
     "current",
     "documents_in",
     "drop",
     "drop_indexes",
     "get",
     "keep_only",
+    "lay_over",
+    "layers",
     "list_uris",
     "local_settings",
     "lock_building",

@@ -32,7 +32,7 @@ COLUMNS = (
     ("chunk_sha256", "text"),
     ("embedding", "vector"),
 )
-_NAMES = sql.SQL(", ").join(sql.Identifier(name) for name, _type in COLUMNS)
+NAMES = sql.SQL(", ").join(sql.Identifier(name) for name, _type in COLUMNS)
 _FETCHED = 5_000  # rows of a server-side cursor in memory at once
 
 
@@ -59,10 +59,10 @@ def lock_building(connection: Connection, version: Version) -> None:
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (BUILD_LOCK, version.version))
     row = connection.execute(
-        "SELECT status FROM index_versions WHERE version = %s FOR SHARE", (version.version,)
+        "SELECT status, base_table FROM index_versions WHERE version = %s FOR SHARE", (version.version,)
     ).fetchone()
     status = row["status"] if row else "nothing"
-    if status in OPEN and status != "building":
+    if row and status in OPEN and (status != "building" or row["base_table"] != version.base_table):
         raise TryAgain(
             f"expected index version {version.version} to be building, found {status}: another try has finished it. "
             "Next: nothing; what it left stands."
@@ -79,9 +79,9 @@ def require_whole(connection: Connection, version: Version) -> None:
         sql.SQL(
             "SELECT (SELECT count(*) FROM {table}) AS rows, v.chunks, EXISTS (SELECT FROM pg_index i "
             "JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
-            "WHERE i.indrelid = v.table_name::regclass AND i.indisvalid AND a.amname = 'hnsw') AS hnsw "
+            "WHERE i.indrelid = {own}::regclass AND i.indisvalid AND a.amname = 'hnsw') AS hnsw "
             "FROM index_versions v WHERE v.version = %s"
-        ).format(table=version.table),
+        ).format(table=version.table, own=sql.Literal(version.own.as_string(connection))),
         (version.version,),
     ).fetchone()
     if row is None or row["rows"] != row["chunks"] or not row["hnsw"]:
@@ -95,7 +95,7 @@ def require_whole(connection: Connection, version: Version) -> None:
 def load_rows(connection: Connection, version: Version, rows: Iterable[Mapping[str, Any]]) -> None:
     """Send rows by COPY in its binary form: vectors as text cost more than twenty times as much."""
     types = [version.vector_type if name == "embedding" else kind for name, kind in COLUMNS]
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(version.table, _NAMES)
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(version.table, NAMES)
     before = COLUMNS[:-1]
     absent: dict[str, Any] = {"headings": [], "page": None, "last_page": None, "covered": None, "metadata": {}}
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -150,12 +150,17 @@ def copy_documents(connection: Connection, base: Version, version: Version, tabl
             "JOIN {source} c ON c.document_uri = coalesce(u.old_uri, u.uri) ON CONFLICT DO NOTHING"
         ).format(
             target=version.table,
-            names=_NAMES,
+            names=NAMES,
             chosen=chosen,
             source=base.table,
             listed=sql.Identifier("pg_temp", table),
         )
     )
+    return count_chunks_of(connection, version, table)
+
+
+def count_chunks_of(connection: Connection, version: Version, table: str) -> int:
+    """Return how many chunks `version` has of the documents of a temporary table."""
     row = connection.execute(
         sql.SQL("SELECT count(*) AS n FROM {} c WHERE EXISTS (SELECT FROM {} u WHERE u.uri = c.document_uri)").format(
             version.table, sql.Identifier("pg_temp", table)

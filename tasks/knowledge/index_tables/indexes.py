@@ -40,13 +40,7 @@ _BYTES = {"vector": 4, "halfvec": 2}
 
 def build_indexes(connection: Connection, version: Version) -> None:
     """Make the words and indexes of a loaded table that are not there yet, and its statistics."""
-    # First, because it writes the table anew. Nobody reads this version yet.
-    connection.execute(
-        sql.SQL(
-            "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS words tsvector GENERATED ALWAYS AS "
-            "(setweight(to_tsvector({config}, title), 'A') || to_tsvector({config}, text)) STORED"
-        ).format(table=version.table, config=version.text_config)
-    )
+    add_words(connection, version)  # first, because it writes the table anew
     memory = build_memory(connection, version)
     try:
         _build_hnsw(connection, version, memory, build_workers(connection))
@@ -57,10 +51,20 @@ def build_indexes(connection: Connection, version: Version) -> None:
     for suffix, method in _PLAIN:
         connection.execute(
             sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING {}").format(
-                _name(version, suffix), version.table, sql.SQL(method)
+                _name(version, suffix), version.own, sql.SQL(method)
             )
         )
-    connection.execute(sql.SQL("ANALYZE {}").format(version.table))
+    connection.execute(sql.SQL("ANALYZE {}").format(version.own))
+
+
+def add_words(connection: Connection, version: Version) -> None:
+    """Add the column `words` to a loaded table, where it is not there yet. Nobody reads this version yet."""
+    connection.execute(
+        sql.SQL(
+            "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS words tsvector GENERATED ALWAYS AS "
+            "(setweight(to_tsvector({config}, title), 'A') || to_tsvector({config}, text)) STORED"
+        ).format(table=version.own, config=version.text_config)
+    )
 
 
 def _build_hnsw(connection: Connection, version: Version, memory: int, workers: int) -> None:
@@ -71,7 +75,7 @@ def _build_hnsw(connection: Connection, version: Version, memory: int, workers: 
                 "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (embedding {}) WITH (m = {}, ef_construction = {})"
             ).format(
                 _name(version, "hnsw"),
-                version.table,
+                version.own,
                 sql.Identifier(f"{version.vector_type}_cosine_ops"),
                 sql.Literal(M),
                 sql.Literal(EF_CONSTRUCTION),
@@ -84,7 +88,7 @@ def build_memory(connection: Connection, version: Version) -> int:
     row = connection.execute(
         sql.SQL(
             "SELECT (SELECT count(*) FROM {}) AS rows, pg_size_bytes(current_setting('maintenance_work_mem')) AS server"
-        ).format(version.table)
+        ).format(version.own)
     ).fetchone()
     assert row is not None
     needed = estimated_bytes(row["rows"], version.dimensions, version.vector_type)

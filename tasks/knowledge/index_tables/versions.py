@@ -1,6 +1,7 @@
 """The versions of an index: which serve, which are built, and the table each has for its chunks.
 
-Reads and writes `index_versions`; makes and drops the tables `chunks_vN` it names. Fails with `DataError` when a
+Reads and writes `index_versions`; makes and drops the tables `chunks_vN` it names. A version that stands on an earlier one
+(`overlays.py`) has a view of that name. Fails with `DataError` when a
 version is asked for that is not there or not open for writing, and with `SettingsError` when one is begun with
 vectors that HNSW cannot hold, or a text search configuration that the server has not.
 """
@@ -47,11 +48,22 @@ class Version:
     vector_type: str = "vector"
     text_search: str = "english"
     settings: dict[str, Any] = field(default_factory=dict)
+    base_table: str | None = None
 
     @property
     def table(self) -> sql.Identifier:
-        """The table of its chunks, quoted."""
+        """What its chunks are read from, quoted: its table, or a view of its own rows and those it shares."""
         return sql.Identifier(self.table_name)
+
+    @property
+    def own(self) -> sql.Identifier:
+        """The table that its rows are written to and indexed in; where it stands on no other, that is all of them."""
+        return sql.Identifier(f"{self.table_name}_own") if self.base_table else self.table
+
+    @property
+    def hidden(self) -> sql.Identifier:
+        """The documents of `base_table` that it does not show."""
+        return sql.Identifier(f"{self.table_name}_hidden")
 
     @property
     def column_type(self) -> sql.Composed:
@@ -103,6 +115,7 @@ def _one(connection: Connection, condition: str, values: Sequence[Any]) -> Versi
 def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version:
     """Return the version that `run` builds, making its row and table when there is none; any number may ask at once.
 
+    One that was finished on an earlier one's table stands by itself again, with its own rows only.
     `about` holds fingerprint, corpus (a name), corpus_sha256, embedder and dimensions, and may hold source,
     vector_type, text_search and settings. A version that was judged is building again: what was said of it is not true
     of what is written now. Raises SettingsError when no such version can be searched, and DataError when the run's
@@ -122,7 +135,18 @@ def begin(connection: Connection, run: str, about: Mapping[str, Any]) -> Version
             )
         if require_open(found).status != "building":
             connection.execute("UPDATE index_versions SET status = 'building' WHERE version = %s", (found.version,))
-    return replace(found, status="building")
+        _take_off(connection, found)
+    return replace(found, status="building", base_table=None)
+
+
+def _take_off(connection: Connection, version: Version) -> None:
+    """Make the table of a version's own rows its table, where it stood on an earlier one."""
+    if version.base_table is None:
+        return
+    connection.execute(sql.SQL("DROP VIEW {}").format(version.table))
+    connection.execute(sql.SQL("DROP TABLE {}").format(version.hidden))
+    connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(version.own, version.table))
+    connection.execute("UPDATE index_versions SET base_table = NULL WHERE version = %s", (version.version,))
 
 
 def _make(connection: Connection, run: str, about: Mapping[str, Any]) -> Version:
@@ -186,7 +210,9 @@ def _create_table(connection: Connection, version: Version) -> None:
 
 
 def drop(connection: Connection, version: int) -> bool:
-    """Drop the table of a version and mark it retired; return whether there was one. Raises DataError when it is current.
+    """Drop the table of a version and mark it retired; return whether there was one.
+
+    Raises DataError when it is current, or another version stands on its table.
 
     Which versions releases still need is the caller's to know (tasks.housekeeping).
     """
@@ -197,6 +223,15 @@ def drop(connection: Connection, version: int) -> bool:
             return False
         if found.status == "current":
             raise DataError(f"expected a former index version, found {version} current. Next: keep it.")
+        standing = connection.execute(
+            "SELECT version FROM index_versions WHERE base_table = %s AND status <> 'retired' LIMIT 1",
+            (found.table_name,),
+        ).fetchone()
+        if standing:
+            raise DataError(
+                f"expected an index version that no other stands on, found {standing['version']} on {version}. Next: keep it."
+            )
+        _take_off(connection, found)
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(found.table))
         connection.execute("UPDATE index_versions SET status = 'retired' WHERE version = %s", (version,))
     return True

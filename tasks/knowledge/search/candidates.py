@@ -6,15 +6,16 @@ return less than there is: up to EXACT_ROWS matching rows are compared one by on
 scanning until it has enough of them, or gives up, and then they are compared one by one too.
 """
 
+import heapq
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from psycopg import sql
 
 from tasks.database import Connection
-from tasks.knowledge.index_tables import Version, local_settings
+from tasks.knowledge.index_tables import Version, layers, local_settings
 from tasks.knowledge.index_tables.contents import as_stored
 from tasks.knowledge.search.filters import Filters
 
@@ -73,7 +74,7 @@ def nearest(connection: Connection, version: Version, vector: Any, k: int, where
     values |= {"vector": as_stored(vector, version.vector_type), "rows": rows, "k": k, "block": block}
     filtered = where != Filters()
     if filtered and _matches_at_most(connection, version, condition, values, EXACT_ROWS):
-        return _compared(connection, version, condition, values)
+        return _compared(connection, version.table, condition, values)
     options = {
         "hnsw.ef_search": str(min(_MOST_EF, ef)),
         "hnsw.iterative_scan": "relaxed_order",
@@ -82,18 +83,38 @@ def nearest(connection: Connection, version: Version, vector: Any, k: int, where
         # Postgres takes a filter for a rare one, and would sort all that match: here it is known that many do.
         **(dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_sort"), "off") if filtered else {}),
     }
+    found = []
+    for layer in layers(version):
+        both = sql.SQL("{} AND {}").format(layer.condition, condition)
+        found.append(_by_index(connection, version, layer.table, both, values, options))
+    return found[0] if len(found) == 1 else _merged(found)[:k]
+
+
+def _by_index(
+    connection: Connection,
+    version: Version,
+    table: sql.Identifier,
+    condition: sql.Composable,
+    values: Mapping[str, Any],
+    options: Mapping[str, str],
+) -> list[Row]:
+    """Return the rows that HNSW finds in a table; all that match are compared where it finds too few."""
+    query = _NEAREST.format(fields=_FIELDS, table=table, condition=condition, order=_APPROXIMATE)
     with local_settings(connection, options):
-        found = _rows(connection, _ordered(version, condition, _APPROXIMATE), values)
-    if len(found) == k:
+        found = _rows(connection, query, values)
+    if len(found) == values["k"]:
         return found
-    log.debug("index version=%d: HNSW found %d of %d, all that match are compared", version.version, len(found), k)
-    return _compared(connection, version, condition, values)
+    log.debug(
+        "index version=%d: HNSW found %d of %d, all that match are compared", version.version, len(found), values["k"]
+    )
+    return _compared(connection, table, condition, values)
 
 
 def _compared(
-    connection: Connection, version: Version, condition: sql.Composable, values: Mapping[str, Any]
+    connection: Connection, table: sql.Identifier, condition: sql.Composable, values: Mapping[str, Any]
 ) -> list[Row]:
-    return _rows(connection, _ordered(version, condition, _EXACT), {**values, "block": values["rows"]})
+    query = _NEAREST.format(fields=_FIELDS, table=table, condition=condition, order=_EXACT)
+    return _rows(connection, query, {**values, "block": values["rows"]})
 
 
 def _matches_at_most(
@@ -124,8 +145,9 @@ def by_words(
     return found
 
 
-def _ordered(version: Version, condition: sql.Composable, order: sql.Composable) -> sql.Composed:
-    return _NEAREST.format(fields=_FIELDS, table=version.table, condition=condition, order=order)
+def _merged(found: Iterable[list[Row]]) -> list[Row]:
+    """Return the rows of all layers in one order, the best first; each layer's stay in theirs."""
+    return list(heapq.merge(*found, key=lambda row: (-row["score"], row["document_uri"], row["ordinal"])))
 
 
 def _rows(connection: Connection, query: sql.Composed, values: Mapping[str, Any]) -> list[Row]:
