@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_what_was_tuned_has_a_day_and_takes_no_place() -> None:
     tuned = [known(5, "building", 25, "tuning"), known(6, "building", 23, "tuning")]
     assert retired([known(1, "former"), known(2, "former"), *tuned], set(), 2) == [5]
     assert retired([known(1, "former"), known(2, "former"), *tuned], set(), 1) == [1, 5]
+
+
+def test_a_version_stays_as_long_as_another_stands_on_its_table() -> None:
+    base, later = known(1, "former"), replace(known(4, "current"), base_table="chunks_v1")
+    between = replace(known(3, "former"), base_table="chunks_v1")
+    assert retired([base, known(2, "former"), between, later], set(), 0) == [2, 3]
+    gone = replace(later, status="retired")
+    assert retired([base, known(2, "former"), gone, known(5, "current")], set(), 0) == [1, 2]
 
 
 def test_retired_versions_are_not_retired_again() -> None:

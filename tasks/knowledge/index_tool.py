@@ -71,7 +71,7 @@ def use(version: int, who: str, why: str) -> tuple[str, int | None]:
 def _list(corpus: str | None) -> int:
     with connect(vectors=False) as connection:
         rows: list[dict[str, Any]] = connection.execute(
-            "SELECT version, corpus, status, documents, chunks, embedder, created_at, switched_at, switched_by, switch_reason, "
+            "SELECT version, corpus, status, documents, chunks, embedder, created_at, switched_at, switched_by, switch_reason, base_table, "
             "(metrics ->> 'recall_at_5')::real AS recall FROM index_versions WHERE status <> 'retired' "
             "AND (%(corpus)s::text IS NULL OR corpus = %(corpus)s) ORDER BY version DESC",
             {"corpus": corpus},
@@ -81,6 +81,7 @@ def _list(corpus: str | None) -> int:
         print(
             f"{row['version']:>6}  {row['corpus']:<16} {row['status']:<9} {row['created_at']:%Y-%m-%d %H:%M}  "
             f"{row['documents'] or 0:>8} documents {row['chunks'] or 0:>9} chunks  {recall}  {row['embedder']}"
+            + (f"  laid over {row['base_table']}" if row["base_table"] else "")
         )
         if row["switched_by"]:
             print(

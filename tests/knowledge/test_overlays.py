@@ -118,6 +118,10 @@ def test_however_often_documents_change_it_holds_what_a_copy_would(connection: C
         index_tables.copy_documents(connection, copy, plain, "unchanged")
         index_tables.build_indexes(connection, plain)
         assert contents(connection, version) == contents(connection, plain)
+        again = filled(connection, f"copied from what is laid {number}", rows)
+        index_tables.copy_documents(connection, serving, again, "unchanged")
+        index_tables.build_indexes(connection, again)
+        assert contents(connection, again) == contents(connection, plain)
         assert {one[0] for one in contents(connection, version)} == set(there)
         serving, copy = version, plain
 

@@ -14,6 +14,7 @@ from tasks.database import connect
 from tasks.errors import CorpusError, DataError, ManifestError
 from tasks.knowledge import index_tables
 from tasks.knowledge.embedders import load_embedder
+from tasks.knowledge.index_tables import overlays
 from tasks.knowledge.search import main as search_main
 from tasks.knowledge.search import search
 from tasks.settings import settings
@@ -126,7 +127,20 @@ def test_a_rejected_document_is_looked_at_again_only_when_something_changed(sync
     assert embedded(third) == 0
 
 
-def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sync: Sync) -> None:
+@pytest.fixture(params=["copied", "laid over"])
+def taken(request: pytest.FixtureRequest, sync: Sync, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way a sync takes over what did not change."""
+    monkeypatch.setattr(overlays, "LEAST_ROWS", 1)
+    sync.changes["MILLRACE_INDEX_OVERLAY_SHARE"] = "0" if request.param == "copied" else "0.5"
+    return str(request.param)
+
+
+def way_of(version: int) -> str:
+    with connect() as connection:
+        return "laid over" if index_tables.get(connection, version).base_table else "copied"
+
+
+def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sync: Sync, taken: str) -> None:
     first = sync.run("first")
     before = {row["chunk_id"]: row for row in rows_of(first["check_index"].facts["version"])}
     sync.write("fox.md", document("fox", "rabbits") + "\n\nSince last winter it also eats apples, and sleeps in barns.")
@@ -135,6 +149,7 @@ def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sy
     second = sync.run("second")
     counts = second["validate_documents"].counts
     assert (counts["changed"], counts["deleted"], counts["unchanged"]) == (1, 1, 4)
+    assert way_of(second["check_index"].facts["version"]) == taken
     after = rows_of(second["check_index"].facts["version"])
     new_texts = {row["text"] for row in after} - {row["text"] for row in before.values()}
     assert embedded(second) == len(new_texts) == 1
@@ -150,7 +165,7 @@ def test_a_changed_document_costs_its_changed_chunks_and_a_deleted_one_leaves(sy
         }
 
 
-def test_deletions_alone_make_a_version_without_parts(sync: Sync) -> None:
+def test_deletions_alone_make_a_version_without_parts(sync: Sync, taken: str) -> None:
     sync.run("first")
     (sync.corpus / "lynx.md").unlink()
     sync.golden.write_text("".join(line + "\n" for line in sync.golden.read_text().splitlines() if "lynx" not in line))
@@ -158,6 +173,7 @@ def test_deletions_alone_make_a_version_without_parts(sync: Sync) -> None:
     assert second["validate_documents"].facts["parts"] == []
     assert second["check_index"].counts["documents"] == 5
     assert current() == second["switch_index"].facts["version"]
+    assert way_of(second["check_index"].facts["version"]) == taken
 
 
 def test_another_chunk_size_makes_every_document_again(sync: Sync) -> None:
