@@ -79,7 +79,10 @@ class Jobs:
             if error.status != 404:
                 raise
         for pod in self.of(name):
-            self.pods.delete(pod.metadata.name, at_once=at_once)
+            try:
+                self.pods.delete(pod.metadata.name, at_once=at_once)
+            except ApiException as error:  # Kubernetes deletes it too, only later
+                self.log.warning("pod %s could not be deleted at once: %s", pod.metadata.name, said(error))
 
     def of(self, name: str) -> list[Any]:
         """Return the pods of a Job."""

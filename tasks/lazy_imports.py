@@ -2,7 +2,8 @@
 
 A stage that validates a hundred rows takes three seconds to import Great Expectations, and one of them goes to scipy.stats
 and altair, which its divergence expectation and its pages need and our suites do not. Done with the standard library's
-`importlib.util.LazyLoader`: whoever uses such a module all the same gets it, loaded then.
+`importlib.util.LazyLoader`: whoever uses such a module all the same gets it, loaded then. For processes whose work is done by
+one thread: until Python 3.12 two threads that use such a module first, at once, may find it half made.
 """
 
 import gc

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
+
 from tasks.backup import catalogue, objects, snapshot
 from tasks.backup.contract import BACKUP, OBJECTS, Backup, Dump, StoredObject, dump_key, lines
 from tasks.backup.lock import alone
@@ -20,7 +22,7 @@ from tasks.backup.objects import Copied
 from tasks.backup.postgres import Database, databases, dumping, require_as_new
 from tasks.backup.store import ObjectStore
 from tasks.backup.targets import Hashing, Target, backed_up
-from tasks.errors import ManifestError
+from tasks.errors import ManifestError, TryAgain
 from tasks.provenance import code_revision
 from tasks.settings import Settings
 from tasks.storage import split_uri
@@ -114,6 +116,8 @@ def _dump(settings: Settings, target: Target, backup: str, database: Database) -
     log.info("dumping the database %s", database.name)
     with snapshot.snapshot(database.url) as opened:
         command = require_as_new(settings, "pg_dump", database, opened.server)
+        # First: until the end of the snapshot nobody can then put another table, or a view, in the place of one.
+        rows = _count_rows(opened)
         with dumping(command, database, opened.name) as stream:
             hashing = Hashing(stream)
             target.put(dump_key(backup, database.name), hashing)  # type: ignore[arg-type]
@@ -130,10 +134,20 @@ def _dump(settings: Settings, target: Target, backup: str, database: Database) -
             tool=command.name,
             revision=None if database.name == "millrace" else snapshot.revision(opened.connection),
             comment=snapshot.comment(opened.connection),
-            rows=snapshot.count_rows(opened.connection),
+            rows=rows,
             indexes=snapshot.count_indexes(opened.connection),
         )
     return dump, facts
+
+
+def _count_rows(opened: snapshot.Snapshot) -> dict[str, int]:
+    """Return the rows of each table. Raises TryAgain when one went while the snapshot was taken."""
+    try:
+        return snapshot.count_rows(opened.connection)
+    except psycopg.errors.UndefinedTable as error:
+        raise TryAgain(
+            f"expected the tables of the snapshot, found one gone: {str(error).splitlines()[0]}. Next: back up again."
+        ) from error
 
 
 def inconsistencies(held: dict[str, StoredObject], ledger: Iterable[Any], model_folders: Iterable[str]) -> list[str]:

@@ -27,8 +27,8 @@ from tasks.settings import Settings
 Name = Literal["airflow", "millrace", "mlflow"]
 NAMES: tuple[Name, ...] = get_args(Name)
 _AWAY = ("could not connect", "connection to server", "server closed", "terminating connection")
-# A table that housekeeping dropped while the dump began, or that something held for a minute.
-_PASSING = ("lock timeout", "does not exist", "could not open relation", "deadlock")
+# A table that housekeeping dropped, or a sync put a view in the place of, while the dump began; or that something held for a minute.
+_PASSING = ("lock timeout", "does not exist", "could not open relation", "deadlock", "cannot copy from view")
 
 
 @dataclass(frozen=True)

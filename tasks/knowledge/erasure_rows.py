@@ -104,10 +104,17 @@ def _count_chunks(connection: Connection, version: Version, uri: str) -> int:
 def _delete_chunks(connection: Connection, version: Version, uri: str, count: int) -> int:
     """Delete the document's chunks in the version's own table; return how many. `count` are those that the version shows.
 
-    With a pgvector whose vacuum may harm an index, that is dropped before and built after. A table that is shown by others is
-    that of a version too, which is among those that are deleted from.
+    With a pgvector whose vacuum may harm an index, one on a table of which rows go is dropped before and built after.
+    A table that is shown by others is that of a version too, which is among those that are deleted from.
     """
-    rebuild = pgvector_version(connection) < SAFE_DELETES and version.status != "building"
+    held = connection.execute(
+        sql.SQL("SELECT 1 FROM {} WHERE document_uri = %s").format(version.own), (uri,)
+    ).fetchone()
+    rebuild = (
+        held is not None
+        and pgvector_version(connection) < SAFE_DELETES
+        and index_tables.has_vector_index(connection, version.own)
+    )
     if rebuild:
         index_tables.drop_indexes(connection, version)
     deleted = connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = %s").format(version.own), (uri,)).rowcount

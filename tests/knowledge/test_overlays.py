@@ -11,7 +11,7 @@ from psycopg import sql
 
 from tasks.database import Connection, connect, migrate
 from tasks.errors import DataError, TryAgain
-from tasks.knowledge import index_tables
+from tasks.knowledge import erasure_rows, index_tables
 from tasks.knowledge.erasure_rows import delete_rows, versions_with
 from tasks.knowledge.index_tables import Version, overlays
 from tasks.knowledge.search import Filters, candidates, search
@@ -127,11 +127,12 @@ def test_however_often_documents_change_it_holds_what_a_copy_would(connection: C
 
 
 @pytest.mark.parametrize("where", [Filters(), Filters(metadata={"letter": "3"})])
-@pytest.mark.parametrize("fewest", [0, 10_000])
+@pytest.mark.parametrize("compared", [0, 10_000], ids=["by index", "one by one"])
 def test_a_search_finds_the_nearest_of_both_tables(
-    connection: Connection, where: Filters, fewest: int, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, where: Filters, compared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "EXACT_ROWS", fewest)
+    monkeypatch.setattr(candidates, "EXACT_ROWS", compared)
+    monkeypatch.setattr(candidates, "SMALL_LAYER", compared)
     base = base_of(connection)
     version = laid(connection, base, "next", [chunk(uri, 1) for uri in names(0, 30)], names(30))
     assert version is not None
@@ -143,17 +144,41 @@ def test_a_search_finds_the_nearest_of_both_tables(
             assert [one["chunk_id"] for one in found] == exact(connection, version, vector, k, where)
 
 
-def test_the_index_of_each_table_is_asked(connection: Connection) -> None:
-    """The documents that are not shown are looked up for rows that HNSW yields, not for every row."""
+@pytest.mark.parametrize("where", [Filters(), Filters(metadata={"letter": "3"})])
+def test_the_first_hits_are_the_same_however_many_are_asked_for(
+    connection: Connection, where: Filters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the version's own table holds less than is asked for, and where vectors are equal."""
+    monkeypatch.setattr(candidates, "EXACT_ROWS", 20)
     base = base_of(connection)
-    version = laid(connection, base, "next", [chunk(uri, 1) for uri in names(0, 30)], names(30))
+    equal = chunk("d200")["embedding"]
+    new = [chunk(uri, 1) | ({"embedding": equal} if uri < "d020" else {}) for uri in names(0, 60)]
+    version = laid(connection, base, "next", new, names(60))
     assert version is not None
-    with index_tables.scan(connection, exact=False):
-        for layer in index_tables.layers(version):
-            query = sql.SQL("EXPLAIN SELECT chunk_id FROM {} WHERE {} ORDER BY embedding <=> %s LIMIT 10")
-            vector = chunk("question")["embedding"]
-            plan = connection.execute(query.format(layer.table, layer.condition), (vector,)).fetchall()
-            assert "_hnsw" in str(plan) and "Sort" not in str(plan), plan
+    for vector in (equal, chunk("question", 3)["embedding"]):
+        found = [candidates.nearest(connection, version, vector, k, where, 10) for k in (100, 60, 30, 5, 1)]
+        longest = [one["chunk_id"] for one in found[0]]
+        for shorter in found[1:]:
+            assert [one["chunk_id"] for one in shorter] == longest[: len(shorter)]
+
+
+def test_the_planner_asks_the_index_of_the_earlier_table_by_itself(connection: Connection) -> None:
+    """Nothing is forbidden to it, as in a search: documents that are not shown are looked up for rows that HNSW yields."""
+    many = [chunk(f"d{number:05}") for number in range(6_000)]
+    base = filled(connection, "base", many)
+    index_tables.build_indexes(connection, base)
+    stays = [one["document_uri"] for one in many[300:]]
+    version = laid(connection, base, "next", [chunk(f"d{number:05}", 1) for number in range(300)], stays)
+    assert version is not None
+    own, earlier = index_tables.layers(version)
+    assert own.own and not earlier.own
+    query = sql.SQL("EXPLAIN ") + candidates._NEAREST.format(
+        fields=candidates._FIELDS, table=earlier.table, condition=earlier.condition, order=candidates._APPROXIMATE
+    )
+    vector = chunk("question")["embedding"]
+    plan = connection.execute(query, {"vector": vector, "rows": 40, "k": 10, "block": 40}).fetchall()
+    # The few documents that are not shown may be read through for each row; the table may not.
+    assert f"Index Scan using {base.table_name}_hnsw" in str(plan) and "Sort" not in str(plan[:5]), plan
 
 
 def test_words_are_found_in_both_tables(connection: Connection) -> None:
@@ -168,7 +193,7 @@ def test_words_are_found_in_both_tables(connection: Connection) -> None:
 
 @pytest.mark.parametrize(
     ("new", "stays_from", "share"),
-    [(32, 0, 0.05), (0, 16, 0.05), (0, DOCUMENTS, 0.5), (1, 1, 0.0)],
+    [(32, 0, 0.05), (0, 16, 0.05), (0, DOCUMENTS, 0.5), (0, 0, 0.0)],
     ids=["too much is new", "too much is gone", "nothing stays", "never"],
 )
 def test_where_much_changed_nothing_is_laid_over(
@@ -186,8 +211,12 @@ def test_a_small_table_and_one_of_another_kind_are_not_stood_on(
 ) -> None:
     base = base_of(connection)
     assert laid(connection, replace(base, fingerprint="other"), "next", [chunk("n")], names()) is None
-    monkeypatch.setattr(overlays, "LEAST_ROWS", 10_000)
-    assert laid(connection, base, "next", [chunk("n")], names()) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(overlays, "LEAST_ROWS", 10_000)
+        assert laid(connection, base, "next", [chunk("n")], names()) is None
+    monkeypatch.setattr(overlays, "MOST_HIDDEN", 3)
+    assert laid(connection, base, "next", [chunk("n")], names(2)) is None
+    assert laid(connection, base, "next", [chunk("n")], names(1)) is not None
 
 
 def test_an_old_table_is_not_stood_on(connection: Connection) -> None:
@@ -232,6 +261,10 @@ def test_it_is_whole_only_with_both_tables(connection: Connection) -> None:
     assert version is not None
     connection.execute("UPDATE index_versions SET chunks = %s WHERE run = 'next'", (2 * DOCUMENTS + 1,))
     index_tables.require_whole(connection, version)
+    with connection.transaction(force_rollback=True):
+        index_tables.drop_indexes(connection, base)
+        with pytest.raises(DataError, match="no vector index"):
+            index_tables.require_whole(connection, version)
     connection.execute(sql.SQL("DELETE FROM {} WHERE document_uri = 'd005'").format(base.table))
     with pytest.raises(DataError, match=r"expected 601 chunks .*, found 599"):
         index_tables.require_whole(connection, version)
@@ -248,8 +281,13 @@ def test_what_is_stood_on_is_dropped_last(connection: Connection) -> None:
     assert left == []
 
 
+@pytest.mark.parametrize("unsafe", [False, True], ids=["safe deletes", "unsafe deletes"])
 @pytest.mark.parametrize("uri", ["d005", "d000", "n000"])
-def test_an_erased_document_is_gone_from_every_version(connection: Connection, uri: str) -> None:
+def test_an_erased_document_is_gone_from_every_version(
+    connection: Connection, uri: str, unsafe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if unsafe:
+        monkeypatch.setattr(erasure_rows, "SAFE_DELETES", (99,))
     base = base_of(connection)
     version = laid(connection, base, "next", [chunk("d000", 1), chunk("n000", 1)], names(1))
     assert version is not None
@@ -260,7 +298,12 @@ def test_an_erased_document_is_gone_from_every_version(connection: Connection, u
             (count, len({row[0] for row in contents(connection, one)}), one.version),
         )
     found = versions_with(connection, "manuals", uri)
+    built: list[int] = []
+    build = index_tables.build_indexes
+    monkeypatch.setattr(index_tables, "build_indexes", lambda c, v: (built.append(v.version), build(c, v)))
     delete_rows(connection, found, "manuals", uri)
+    touched = {"d005": [base.version], "d000": [base.version, version.version], "n000": [version.version]}
+    assert built == (touched[uri] if unsafe else [])
     for one in (base, version):
         known = index_tables.get(connection, one.version)
         rows = contents(connection, known)

@@ -16,7 +16,7 @@ from tasks.knowledge.index_tables.contents import (
     replace_documents,
     require_whole,
 )
-from tasks.knowledge.index_tables.indexes import build_indexes, drop_indexes, scan
+from tasks.knowledge.index_tables.indexes import build_indexes, drop_indexes, has_vector_index, scan
 from tasks.knowledge.index_tables.local_settings import local_settings
 from tasks.knowledge.index_tables.overlays import Layer, lay_over, layers
 from tasks.knowledge.index_tables.versions import (
@@ -45,6 +45,7 @@ __all__ = [
     "drop",
     "drop_indexes",
     "get",
+    "has_vector_index",
     "keep_only",
     "lay_over",
     "layers",

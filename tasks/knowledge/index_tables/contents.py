@@ -12,7 +12,7 @@ from psycopg import sql
 
 from tasks.database import Connection
 from tasks.errors import DataError, TryAgain
-from tasks.knowledge.index_tables.indexes import drop_indexes
+from tasks.knowledge.index_tables.indexes import drop_indexes, has_vector_index
 from tasks.knowledge.index_tables.versions import BUILD_LOCK, OPEN, Version
 
 COLUMNS = (
@@ -77,15 +77,14 @@ def require_whole(connection: Connection, version: Version) -> None:
     """Refuse a version whose table holds other rows than were recorded, or has no vector index. Raises DataError."""
     row = connection.execute(
         sql.SQL(
-            "SELECT (SELECT count(*) FROM {table}) AS rows, v.chunks, EXISTS (SELECT FROM pg_index i "
-            "JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
-            "WHERE i.indrelid = {own}::regclass AND i.indisvalid AND a.amname = 'hnsw') AS hnsw "
-            "FROM index_versions v WHERE v.version = %s"
-        ).format(table=version.table, own=sql.Literal(version.own.as_string(connection))),
+            "SELECT (SELECT count(*) FROM {table}) AS rows, v.chunks FROM index_versions v WHERE v.version = %s"
+        ).format(table=version.table),
         (version.version,),
     ).fetchone()
-    if row is None or row["rows"] != row["chunks"] or not row["hnsw"]:
-        found = f"{row['rows']} and {'one' if row['hnsw'] else 'no vector index'}" if row else "nothing"
+    tables = [version.own, *([sql.Identifier(version.base_table)] if version.base_table else [])]
+    indexed = all(has_vector_index(connection, table) for table in tables)
+    if row is None or row["rows"] != row["chunks"] or not indexed:
+        found = f"{row['rows']} and {'one' if indexed else 'no vector index'}" if row else "nothing"
         raise DataError(
             f"expected {row['chunks'] if row else 'the recorded'} chunks with a vector index in index version "
             f"{version.version}, found {found}. Next: clear check_index of this run, or start a new one."

@@ -117,6 +117,16 @@ def build_workers(connection: Connection) -> int:
     return int(row["n"]) if row else 0
 
 
+def has_vector_index(connection: Connection, table: sql.Identifier) -> bool:
+    """Say whether a table has a valid HNSW index."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
+        "WHERE i.indrelid = to_regclass(%s) AND i.indisvalid AND a.amname = 'hnsw') AS found",
+        (table.as_string(connection),),
+    ).fetchone()
+    return bool(row and row["found"])
+
+
 def drop_indexes(connection: Connection, version: Version) -> None:
     """Remove the indexes, where a new try loads into a table that an earlier try had indexed."""
     for suffix in ("hnsw", *(suffix for suffix, _method in _PLAIN)):

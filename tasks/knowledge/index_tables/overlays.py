@@ -19,6 +19,8 @@ from tasks.knowledge.index_tables.versions import Version, get
 
 # Of so few rows everything is copied and indexed in a second or two, and one table is simpler than two.
 LEAST_ROWS = 5_000
+# More that are not shown could keep HNSW from finding enough that are, where all that is near a question is hidden.
+MOST_HIDDEN = 20_000
 # A document that went stays in the table where it is not shown any more: not for longer than this and until the next change.
 MOST_DAYS = 30
 # What two versions must have in common, so that one can show the other's rows.
@@ -27,20 +29,21 @@ _ALIKE = ("fingerprint", "corpus", "embedder", "dimensions", "vector_type", "tex
 
 @dataclass(frozen=True)
 class Layer:
-    """A table of rows, and the condition under which a row belongs to the version."""
+    """A table of rows, and the condition under which a row belongs to the version; `own`: the version's own table."""
 
     table: sql.Identifier
     condition: sql.Composable
+    own: bool
 
 
 def layers(version: Version) -> list[Layer]:
     """Return the tables of rows whose indexes a search of `version` asks."""
-    own = Layer(version.own, sql.SQL("TRUE"))
+    own = Layer(version.own, sql.SQL("TRUE"), own=True)
     if version.base_table is None:
         return [own]
     # Not as a join, which would lose the order in which HNSW yields; and Postgres takes it to be true of every other row.
     shown = sql.SQL("NOT coalesce((SELECT TRUE FROM {} h WHERE h.uri = document_uri), FALSE)").format(version.hidden)
-    return [own, Layer(sql.Identifier(version.base_table), shown)]
+    return [own, Layer(sql.Identifier(version.base_table), shown, own=False)]
 
 
 def lay_over(connection: Connection, base: Version, version: Version, table: str, share: float) -> Version | None:
@@ -51,7 +54,7 @@ def lay_over(connection: Connection, base: Version, version: Version, table: str
     is done and None is returned. Returns the version as it now stands; it is to be indexed (`build_indexes`) and read.
     """
     root = replace(base, table_name=base.base_table, base_table=None) if base.base_table else base
-    if any(getattr(base, name) != getattr(version, name) for name in _ALIKE):
+    if not share or any(getattr(base, name) != getattr(version, name) for name in _ALIKE):
         return None
     stays = sql.Identifier("pg_temp", table)
     if not _young(connection, root) or not _pays(connection, base, root, version, stays, share):
@@ -117,5 +120,7 @@ def _pays(
     assert row is not None
     kept_own = row["kept_own"] if base.base_table else 0
     own, total, shown = row["loaded"] + kept_own, row["loaded"] + row["kept"], row["kept"] - kept_own
-    enough = row["root"] >= LEAST_ROWS
-    return bool(enough and own <= share * total and row["root"] - shown <= share * row["root"])
+    hidden = row["root"] - shown
+    return bool(
+        row["root"] >= LEAST_ROWS and own <= share * total and hidden <= share * row["root"] and hidden <= MOST_HIDDEN
+    )

@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from tasks.database import Connection
-from tasks.errors import DataError, SettingsError, nearest
+from tasks.errors import DataError, SettingsError, TryAgain, nearest
+from tasks.knowledge.index_tables.local_settings import local_settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CORPUS = "default"
 BUILD_LOCK = 0x4D696C6D  # any constant number other than the migrations' lock
+_PATIENCE = 10  # seconds
 OPEN = ("building", "checked", "refused")  # states from which a run may still build its version
 _FIXED = ("fingerprint", "embedder", "dimensions", "vector_type", "text_search")  # of a version, once it is begun
 # What an HNSW index of pgvector takes, by the type of the column.
@@ -143,9 +146,18 @@ def _take_off(connection: Connection, version: Version) -> None:
     """Make the table of a version's own rows its table, where it stood on an earlier one."""
     if version.base_table is None:
         return
-    connection.execute(sql.SQL("DROP VIEW {}").format(version.table))
-    connection.execute(sql.SQL("DROP TABLE {}").format(version.hidden))
-    connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(version.own, version.table))
+    # Others wait for the lock that the caller holds: who reads this table, a backup say, is not waited for long.
+    options = {"lock_timeout": f"{_PATIENCE}s"}
+    try:
+        with connection.transaction(), local_settings(connection, options):
+            connection.execute(sql.SQL("DROP VIEW {}").format(version.table))
+            connection.execute(sql.SQL("DROP TABLE {}").format(version.hidden))
+            connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(version.own, version.table))
+    except psycopg.errors.LockNotAvailable as error:
+        raise TryAgain(
+            f"expected index version {version.version} to be free to be built again, found it being read or written. "
+            "Next: nothing; it is tried again."
+        ) from error
     connection.execute("UPDATE index_versions SET base_table = NULL WHERE version = %s", (version.version,))
 
 

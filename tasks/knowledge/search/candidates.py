@@ -2,7 +2,7 @@
 
 Reads a version's table; writes nothing. Both return rows in a fixed order: of chunks that are equally good the one
 with the smaller URI and ordinal comes first. Who asks for more gets the same first ones. A filter never makes a search
-return less than there is: up to EXACT_ROWS matching rows are compared one by one, and where more match HNSW goes on
+return less than there is: up to EXACT_ROWS matching rows of a table are compared one by one, and where more match HNSW goes on
 scanning until it has enough of them, or gives up, and then they are compared one by one too.
 """
 
@@ -22,6 +22,8 @@ from tasks.knowledge.search.filters import Filters
 # On 24,600 real chunks a filter that 1,700 of them pass costs HNSW more time than comparing those 1,700 (36 ms and 20 ms at
 # the median of a busy machine), and its recall stays at 0.98, whatever ef_search.
 EXACT_ROWS = 10_000
+# A version's own rows beside an earlier table (index_tables.overlays): so few of them are compared one by one without a filter too.
+SMALL_LAYER = 1_000
 # Rows that HNSW may look at in search of those that match; beyond it an exact scan of the matching ones is as quick.
 SCAN_TUPLES = 40_000
 _MOST_EF = 1000  # of pgvector
@@ -40,7 +42,7 @@ _NEAREST = sql.SQL(
     "WITH near AS MATERIALIZED (SELECT {fields}, embedding <=> %(vector)s AS distance FROM {table} WHERE {condition} "
     "ORDER BY {order} LIMIT %(rows)s), "
     "placed AS (SELECT *, (row_number() OVER () - 1) / %(block)s AS block FROM near) "
-    "SELECT {fields}, 1 - distance AS score FROM placed ORDER BY block, distance, document_uri, ordinal LIMIT %(k)s"
+    'SELECT {fields}, 1 - distance AS score FROM placed ORDER BY block, distance, document_uri COLLATE "C", ordinal LIMIT %(k)s'
 )
 _APPROXIMATE = sql.SQL("embedding <=> %(vector)s")
 _EXACT = sql.SQL("(embedding <=> %(vector)s) + 0")  # no longer what the index is on: every matching row is compared
@@ -73,8 +75,6 @@ def nearest(connection: Connection, version: Version, vector: Any, k: int, where
     rows = math.ceil((k + _SPARE) / block) * block
     values |= {"vector": as_stored(vector, version.vector_type), "rows": rows, "k": k, "block": block}
     filtered = where != Filters()
-    if filtered and _matches_at_most(connection, version, condition, values, EXACT_ROWS):
-        return _compared(connection, version.table, condition, values)
     options = {
         "hnsw.ef_search": str(min(_MOST_EF, ef)),
         "hnsw.iterative_scan": "relaxed_order",
@@ -86,7 +86,12 @@ def nearest(connection: Connection, version: Version, vector: Any, k: int, where
     found = []
     for layer in layers(version):
         both = sql.SQL("{} AND {}").format(layer.condition, condition)
-        found.append(_by_index(connection, version, layer.table, both, values, options))
+        most = EXACT_ROWS if filtered else SMALL_LAYER if layer.own and version.base_table else 0
+        # Decided by what is there, never by how much is asked for: whoever asks for more gets the same first hits.
+        if most and _matches_at_most(connection, layer.table, both, values, most):
+            found.append(_compared(connection, layer.table, both, values))
+        else:
+            found.append(_by_index(connection, version, layer.table, both, values, options))
     return found[0] if len(found) == 1 else _merged(found)[:k]
 
 
@@ -118,10 +123,10 @@ def _compared(
 
 
 def _matches_at_most(
-    connection: Connection, version: Version, condition: sql.Composable, values: Mapping[str, Any], most: int
+    connection: Connection, table: sql.Identifier, condition: sql.Composable, values: Mapping[str, Any], most: int
 ) -> bool:
     query = sql.SQL("SELECT count(*) AS n FROM (SELECT FROM {} WHERE {} LIMIT {}) AS matching").format(
-        version.table, condition, sql.Literal(most + 1)
+        table, condition, sql.Literal(most + 1)
     )
     return bool(_rows(connection, query, values)[0]["n"] <= most)
 
