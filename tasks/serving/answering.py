@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from tasks.serving.metrics import Meters
 from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
+from tasks.serving.telling import Listener
 from tasks.serving.tracing import request_id
 from tasks.settings import Settings
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 120.0
+LEFT = "ClientLeft"  # the error of a request whose client did not wait for the end
 LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that do not follow names
 
 Vector = NDArray[np.float32]
@@ -61,6 +64,15 @@ class Searched:
 
     row: RequestRow
     hits: "Sequence[Hit]"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A chat request whose prompt is made, and whose answer follows."""
+
+    row: RequestRow
+    loaded: Loaded
+    built: BuiltPrompt
 
 
 @dataclass(frozen=True)
@@ -95,10 +107,17 @@ class Assistant:
     """Answers with the live release. Safe to call from many threads."""
 
     def __init__(
-        self, releases: Releases, requests: RequestLog, find: Find, *, chat_places: int = 9, search_places: int = 24
+        self,
+        releases: Releases,
+        requests: RequestLog,
+        find: Find,
+        *,
+        chat_places: int = 9,
+        search_places: int = 24,
+        seconds: float = ANSWER_SECONDS,
     ) -> None:
         self.releases, self.requests = releases, requests
-        self._find = find
+        self._find, self._seconds = find, seconds
         self._chat_line, self._search_line = Line(chat_places), Line(search_places)
         self.meters = Meters(releases, requests)
         self.meters.places("chat", chat_places)
@@ -113,6 +132,18 @@ class Assistant:
 
     def chat(self, messages: Sequence[Message], model: str | None, sampling: Sampling, client: str) -> Answered:
         """Return the model's answer to the last message, which is the user's."""
+        *_, answered = self.stream(messages, model, sampling, client)
+        assert isinstance(answered, Answered)
+        return answered
+
+    def stream(
+        self, messages: Sequence[Message], model: str | None, sampling: Sampling, client: str
+    ) -> Generator[Begun | str | Answered]:
+        """Yield the prompt once it is made, the pieces of the answer while the model writes, and the answer.
+
+        Whoever closes the generator before its end has left: the model stops at its next token.
+        """
+        deadline = time.monotonic() + self._seconds
         row = RequestRow(kind="chat", question=messages[-1]["content"], client=client, id=request_id())
         with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
             known = (LIVE_MODEL, loaded.release.model_name)
@@ -121,12 +152,20 @@ class Assistant:
             hits = self._look_up(loaded, row, loaded.prompt.front.documents)
             built = build_prompt(loaded, messages, hits, sampling.max_tokens)
             self.meters.cut(built.context_tokens_cut)
+            yield Begun(row, loaded, built)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
-            with self.meters.phase(row.kind, "generation"):
-                generated = loaded.model.generate(loaded.adapter, built.token_ids, sampling).result()
+            listener = Listener(deadline)
+            try:
+                with self.meters.phase(row.kind, "generation"):
+                    generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
+                    yield from listener.pieces(generation)
+                    generated = generation.result()
+            finally:
+                listener.leave()
             row.answer = generated.text
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
-            return Answered(row, loaded, built, generated)
+            answered = Answered(row, loaded, built, generated)
+        yield answered  # when its place is free again, and its row has its time
 
     def close(self) -> None:
         """Stop the lookup thread."""
@@ -163,6 +202,9 @@ class Assistant:
         try:
             with self.meters.in_flight(row.kind):
                 yield
+        except GeneratorExit:
+            row.error = LEFT
+            raise
         except BaseException as error:
             row.error = type(error).__name__ if isinstance(error, MillraceError) else "InternalError"
             raise

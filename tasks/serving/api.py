@@ -1,6 +1,7 @@
 """The assistant's HTTP API, in OpenAI's shapes.
 
-`POST /v1/chat/completions`, `GET /v1/models`, `POST /v1/search`, `POST /v1/feedback`, `GET /healthz`
+`POST /v1/chat/completions` (whole, or with `stream` as events while it is written), `GET /v1/models`,
+`POST /v1/search`, `POST /v1/feedback`, `GET /healthz`
 (the process lives), `GET /readyz` (a release is loaded; what is wrong otherwise), `GET /metrics` (for
 Prometheus; `guard` says who may ask). Reads and writes through `Assistant` and the feedback table. Every error is OpenAI's error object.
 """
@@ -11,18 +12,18 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from tasks.errors import MillraceError
-from tasks.release.ledger import Release
-from tasks.serving.answering import LIVE_MODEL, Answered, Assistant, Searched
+from tasks.serving.answering import LIVE_MODEL, Assistant, Begun
+from tasks.serving.bodies import completion, model_entry, search_result
 from tasks.serving.feedback import FeedbackBox, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
-from tasks.serving.hits import cited
 from tasks.serving.language_model import Sampling
 from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
+from tasks.serving.streaming import EventStream, chunks
 from tasks.serving.tracing import Traced
 
 MAX_TOKENS = 1024
@@ -40,6 +41,7 @@ def _storable(text: str) -> str:
 Text = Annotated[str, Field(max_length=100_000), AfterValidator(_storable)]
 Question = Annotated[str, Field(max_length=QUESTION_CHARACTERS), AfterValidator(_storable)]
 Client = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Stop = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class Strict(BaseModel):
@@ -67,6 +69,19 @@ class ChatMessage(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class StreamOptions(Strict):
+    """What a stream says at its end."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class TextFormat(Strict):
+    """The one form of an answer."""
+
+    type: Literal["text"]
+
+
 class ChatRequest(Strict):
     """Body of /v1/chat/completions. Fields of OpenAI's that are not here are refused, never ignored."""
 
@@ -74,17 +89,35 @@ class ChatRequest(Strict):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=200)]
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    n: Literal[1] = 1
-    stream: Literal[False] = False
-    user: Client = ""
+    n: Literal[1] | None = 1
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    user: Client | None = ""
+    # What chat front ends send although it changes nothing; another value is refused.
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    store: Literal[False] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: TextFormat | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> "ChatRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream: true")
+        return self
 
     def sampling(self) -> Sampling:
         """Return how tokens are chosen."""
         most = self.max_completion_tokens or self.max_tokens or Sampling.max_tokens
-        return Sampling(most, self.temperature, self.top_p, self.seed)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        temperature = Sampling.temperature if self.temperature is None else self.temperature
+        top_p = Sampling.top_p if self.top_p is None else self.top_p
+        return Sampling(most, temperature, top_p, self.seed, stop=stop)
 
 
 class SearchRequest(Strict):
@@ -116,7 +149,7 @@ def create_app(
     _add_probes(app, assistant)
 
     @app.post("/v1/chat/completions")
-    def chat(body: ChatRequest) -> dict[str, Any]:
+    def chat(body: ChatRequest) -> Any:
         messages = [message.plain() for message in body.messages]
         if messages[-1]["role"] != "user":
             raise InvalidRequest(
@@ -124,7 +157,14 @@ def create_app(
             )
         if len(messages[-1]["content"]) > QUESTION_CHARACTERS:
             raise InvalidRequest(f"expected a question of at most {QUESTION_CHARACTERS} characters. Next: shorten it.")
-        return completion(assistant.chat(messages, body.model, body.sampling(), body.user))
+        asked = messages, body.model, body.sampling(), body.user or ""
+        if not body.stream:
+            return completion(assistant.chat(*asked))
+        events = assistant.stream(*asked)
+        begun = next(events)  # what is refused is refused with a status
+        assert isinstance(begun, Begun)
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(chunks(begun, events, with_usage=with_usage))
 
     @app.post("/v1/search")
     def search(body: SearchRequest) -> dict[str, Any]:
@@ -143,78 +183,6 @@ def create_app(
         return {"object": "list", "data": [model_entry(name, live.release) for name in names if live]}
 
     return app
-
-
-def model_entry(name: str, release: Release) -> dict[str, Any]:
-    """Return an entry of /v1/models."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(release.created_at.timestamp()),
-        "owned_by": "millrace",
-        "millrace": {
-            "release": release.release,
-            "model_version": release.model_version,
-            "base_model": release.base_model,
-            "index_version": release.index_version,
-            "prompt_sha256": release.prompt_sha256,
-        },
-    }
-
-
-def completion(answered: Answered) -> dict[str, Any]:
-    """Return OpenAI's chat completion, with the documents and counts of Millrace."""
-    row, release = answered.row, answered.loaded.release
-    built, generated = answered.built, answered.generated
-    return {
-        "id": f"chatcmpl-{row.id.hex}",
-        "object": "chat.completion",
-        "created": int(row.created_at.timestamp()),
-        "model": release.model_name,
-        "system_fingerprint": f"release-{release.release}",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": generated.text},
-                "logprobs": None,
-                "finish_reason": generated.finish_reason,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": generated.prompt_tokens,
-            "completion_tokens": generated.completion_tokens,
-            "total_tokens": generated.prompt_tokens + generated.completion_tokens,
-        },
-        "request_id": str(row.id),
-        "documents": [cited(hit) for hit in built.shown],
-        "millrace": {
-            "release": release.release,
-            "model_version": release.model_version,
-            "index_version": release.index_version,
-            "context_tokens": built.context_tokens,
-            "context_tokens_cut": built.context_tokens_cut,
-            "documents_left_out": len(row.hits) - len(built.shown),
-            "question_cut_for_lookup": row.question_cut,
-            "seconds": round(row.latency_ms / 1000, 3),
-        },
-    }
-
-
-def search_result(searched: Searched) -> dict[str, Any]:
-    """Return what a search found."""
-    row = searched.row
-    return {
-        "object": "search.result",
-        "id": str(row.id),
-        "request_id": str(row.id),
-        "data": [cited(hit) for hit in searched.hits],
-        "millrace": {
-            "release": row.release,
-            "index_version": row.index_version,
-            "question_cut_for_lookup": row.question_cut,
-            "ms": round(row.latency_ms, 2),
-        },
-    }
 
 
 def _add_probes(app: FastAPI, assistant: Assistant) -> None:

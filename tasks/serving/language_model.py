@@ -24,6 +24,8 @@ from typing import Any
 from tasks import models
 from tasks.contracts import digest
 from tasks.errors import ModelError, ReleaseError
+from tasks.serving.refusals import TooLate
+from tasks.serving.telling import Listener, Teller
 from tasks.storage import Storage, file_digest
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ _PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model answered, and what it took."""
+    """What a model answered, and what it took. `finish_reason` is `length` at the most tokens, and at the deadline."""
 
     text: str
     prompt_tokens: int
@@ -53,6 +55,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 class LanguageModel:
@@ -117,31 +120,45 @@ class LanguageModel:
             self._model.delete_adapter(name)
         self._attached.discard(name)
 
-    def generate(self, adapter: str | None, token_ids: Sequence[int], sampling: Sampling) -> "Future[Generated]":
-        """Put a generation in line; `adapter` None is the base model as it is."""
-        return self._thread.submit(self._generate, adapter, list(token_ids), sampling)
+    def generate(
+        self, adapter: str | None, token_ids: Sequence[int], sampling: Sampling, listener: Listener | None = None
+    ) -> "Future[Generated]":
+        """Put a generation in line; `adapter` None is the base model as it is.
 
-    def _generate(self, adapter: str | None, token_ids: list[int], sampling: Sampling) -> Generated:
+        `listener` is told the text while it is made, and ends it early. One that is gone before its turn comes
+        raises `TooLate`.
+        """
+        return self._thread.submit(self._generate, adapter, list(token_ids), sampling, listener or Listener())
+
+    def _generate(self, adapter: str | None, token_ids: list[int], sampling: Sampling, listener: Listener) -> Generated:
         import torch
 
+        if listener.gone:
+            raise TooLate("expected the model to be free in time, found others before this request. Next: try again.")
         started = time.monotonic()
+        teller = Teller(self._decoded, sampling.stop, listener)
         if adapter is None and self._attached:
             with self._model.disable_adapter():
-                output = self._tokens(torch, token_ids, sampling)
+                output = self._tokens(torch, token_ids, sampling, listener, teller)
         else:
             if adapter is not None and self._model.active_adapters != [adapter]:
                 self._model.set_adapter(adapter)
-            output = self._tokens(torch, token_ids, sampling)
-        ended = bool(output) and output[-1] in self._ends
+            output = self._tokens(torch, token_ids, sampling, listener, teller)
+        ended = teller.stopped or (bool(output) and output[-1] in self._ends)
         return Generated(
-            text=self.tokenizer.decode(output, skip_special_tokens=True).strip(),
+            text=teller.text,
             prompt_tokens=len(token_ids),
             completion_tokens=len(output),
             finish_reason="stop" if ended else "length",
             seconds=time.monotonic() - started,
         )
 
-    def _tokens(self, torch: Any, token_ids: list[int], sampling: Sampling) -> list[int]:
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _tokens(
+        self, torch: Any, token_ids: list[int], sampling: Sampling, listener: Listener, teller: Teller
+    ) -> list[int]:
         choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
             choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -162,6 +179,8 @@ class LanguageModel:
                 use_cache=True,
                 eos_token_id=self._ends or None,
                 pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
+                streamer=teller,
+                stopping_criteria=[lambda _ids, _scores, **_: torch.tensor([teller.stopped or listener.gone])],
                 **choice,
             )
         tokens: list[int] = output[0, len(token_ids) :].tolist()

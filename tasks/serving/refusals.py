@@ -57,6 +57,12 @@ class Busy(Refusal, TryAgain):
     status, code = 429, "too_many_waiting"
 
 
+class TooLate(Refusal, TryAgain):
+    """The model had no time for the request before its time was over, or nobody waits for it any more."""
+
+    status, code = 503, "too_late"
+
+
 class NoRelease(Refusal, TryAgain):
     """No release is loaded."""
 

@@ -9,8 +9,10 @@ from tasks.screening.rules import Subject
 
 POLICY = load_policy()
 LENGTH = 100_000
-SECONDS = 1.0  # of a processor, several times what is needed
-OF_RULE = {"phone_number": 3.0, "iban": 2.0}
+SECONDS = (
+    5.0  # of a processor: many times what is needed, as others run beside it; a text that goes wrong takes minutes
+)
+OF_RULE = {"phone_number": 15.0, "iban": 10.0}
 KEY = "-----BEGIN " + "PRIVATE KEY-----"
 HOSTILE = {
     "hidden_characters": ["\u200b", "\ufe0f", "a\U000e0100"],
