@@ -92,7 +92,10 @@ def _rows(connection: Connection, condition: LiteralString, since: datetime, *, 
     order = sql.SQL("r.created_at DESC, r.id" if newest else "md5(r.id::text)")
     found = connection.execute(
         sql.SQL(
-            "SELECT r.id, r.created_at, r.kind, r.question, r.best_score, r.latency_ms, r.error IS NOT NULL AS failed, "
+            "SELECT r.id, r.created_at, r.kind, r.question, r.best_score, "
+            # Of one whose client left: nothing failed, and its time is the client's.
+            "CASE WHEN r.error IS DISTINCT FROM 'ClientLeft' THEN r.latency_ms END AS latency_ms, "
+            "r.error IS NOT NULL AND r.error <> 'ClientLeft' AS failed, "
             "r.release, r.index_version, r.embedding, coalesce(i.embedder, '') AS embedder "
             "FROM requests r LEFT JOIN index_versions i ON i.version = r.index_version WHERE {} ORDER BY {} LIMIT {}"
         ).format(where, order, sql.Literal(MOST_ROWS)),

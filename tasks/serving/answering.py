@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,7 @@ class Assistant:
         self.meters = Meters(releases, requests)
         self.meters.places("chat", chat_places)
         self.meters.places("search", search_places)
+        self._listeners: set[Listener] = set()
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lookup")
 
     def search(self, question: str, k: int, client: str) -> Searched:
@@ -143,7 +144,8 @@ class Assistant:
 
         Whoever closes the generator before its end has left: the model stops at its next token.
         """
-        deadline = time.monotonic() + self._seconds
+        clock = time.monotonic()
+        deadline = clock + self._seconds
         row = RequestRow(kind="chat", question=messages[-1]["content"], client=client, id=request_id())
         with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
             known = (LIVE_MODEL, loaded.release.model_name)
@@ -155,17 +157,47 @@ class Assistant:
             yield Begun(row, loaded, built)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
             listener = Listener(deadline)
-            try:
-                with self.meters.phase(row.kind, "generation"):
+            row.prompt_tokens, told = len(built.token_ids), list[str]()
+            with self._heard(listener):
+                try:
                     generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
-                    yield from listener.pieces(generation)
+                    generation.add_done_callback(self._timed(row, clock))
+                    for piece in listener.pieces(generation):
+                        told.append(piece)
+                        yield piece
                     generated = generation.result()
-            finally:
-                listener.leave()
+                except GeneratorExit:
+                    row.answer, row.completion_tokens = "".join(told), listener.tokens
+                    raise
             row.answer = generated.text
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
+
+    @contextmanager
+    def _heard(self, listener: Listener) -> Iterator[None]:
+        """Keep a listener among those that `hurry` ends; it has left when the block ends."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            listener.leave()
+            self._listeners.discard(listener)
+
+    def _timed(self, row: RequestRow, began: float) -> "Callable[[Future[Generated]], None]":
+        """Return what takes the times of a generation when it ends; how long its client takes to read is not in them."""
+        submitted = time.monotonic()
+
+        def done(_generation: "Future[Generated]") -> None:
+            self.meters.took(row.kind, "generation", time.monotonic() - submitted)
+            row.latency_ms = (time.monotonic() - began) * 1000
+
+        return done
+
+    def hurry(self) -> None:
+        """End the generations at hand, and those in line, with what they have: the assistant is to stop."""
+        for listener in list(self._listeners):
+            listener.leave()
 
     def close(self) -> None:
         """Stop the lookup thread."""
@@ -209,7 +241,7 @@ class Assistant:
             row.error = type(error).__name__ if isinstance(error, MillraceError) else "InternalError"
             raise
         finally:
-            row.latency_ms = (time.monotonic() - started) * 1000
+            row.latency_ms = row.latency_ms or (time.monotonic() - started) * 1000
             self.meters.ended(row)
             self.requests.put(row)
             log.info("request=%s kind=%s error=%s ms=%.1f", row.id, row.kind, row.error, row.latency_ms)

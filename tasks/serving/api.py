@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from starlette.exceptions import HTTPException
 
 from tasks.errors import MillraceError
@@ -33,13 +41,18 @@ QUESTION_CHARACTERS = 8_000
 def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("a NUL character cannot be stored")
-    if not text.strip():
-        raise ValueError("text is expected, found only blanks")
     return text
 
 
-Text = Annotated[str, Field(max_length=100_000), AfterValidator(_storable)]
-Question = Annotated[str, Field(max_length=QUESTION_CHARACTERS), AfterValidator(_storable)]
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("text is expected, found only blanks")
+    return _storable(text)
+
+
+Text = Annotated[str, Field(max_length=100_000), AfterValidator(_said)]
+Turn = Annotated[str, Field(max_length=100_000), AfterValidator(_storable)]
+Question = Annotated[str, Field(max_length=QUESTION_CHARACTERS), AfterValidator(_said)]
 Client = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Stop = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -61,11 +74,20 @@ class ChatMessage(Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Turn | Annotated[list[TextPart], Field(min_length=1)] | None
+
+    @field_validator("content")
+    @classmethod
+    def _said_by_others(cls, content: Any, info: ValidationInfo) -> Any:
+        """An answer may have been empty, or left before its first word; a question may not."""
+        if isinstance(content, list) or info.data.get("role") == "assistant":
+            return content
+        return _said(content or "")
 
     def plain(self) -> dict[str, str]:
         """Return role and text, as a chat template takes them."""
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -150,7 +172,9 @@ def create_app(
 
     @app.post("/v1/chat/completions")
     def chat(body: ChatRequest) -> Any:
-        messages = [message.plain() for message in body.messages]
+        messages = [plain for message in body.messages if (plain := message.plain())["content"].strip()]
+        if not messages:
+            raise InvalidRequest("expected a message that says something, found none. Next: add the question.")
         if messages[-1]["role"] != "user":
             raise InvalidRequest(
                 f"expected the last message from 'user', found {messages[-1]['role']!r}. Next: add it."
@@ -164,7 +188,7 @@ def create_app(
         begun = next(events)  # what is refused is refused with a status
         assert isinstance(begun, Begun)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(chunks(begun, events, with_usage=with_usage))
+        return EventStream(chunks(begun, events, with_usage=with_usage), events)
 
     @app.post("/v1/search")
     def search(body: SearchRequest) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class LanguageModel:
             output = self._tokens(torch, token_ids, sampling, listener, teller)
         ended = teller.stopped or (bool(output) and output[-1] in self._ends)
         return Generated(
-            text=teller.text,
+            text=teller.end(),
             prompt_tokens=len(token_ids),
             completion_tokens=len(output),
             finish_reason="stop" if ended else "length",
@@ -170,6 +170,11 @@ class LanguageModel:
             # Counted from the end of the prompt: an answer may repeat its documents, not itself.
             penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty, prompt_ignore_length=len(token_ids))
             choice["logits_processor"] = [penalty]
+
+        def look(ids: Any, _scores: Any, **_: Any) -> Any:
+            teller.put(int(ids[0, -1]))
+            return torch.tensor([teller.stopped or listener.gone])
+
         ids = torch.tensor([token_ids], dtype=torch.long)
         with torch.inference_mode():
             output = self._model.generate(
@@ -179,8 +184,7 @@ class LanguageModel:
                 use_cache=True,
                 eos_token_id=self._ends or None,
                 pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
-                streamer=teller,
-                stopping_criteria=[lambda _ids, _scores, **_: torch.tensor([teller.stopped or listener.gone])],
+                stopping_criteria=[look],
                 **choice,
             )
         tokens: list[int] = output[0, len(token_ids) :].tolist()

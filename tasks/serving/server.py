@@ -2,10 +2,11 @@
 
 Reads the settings; the live release is found by `releases`, so the server starts with none and is ready
 once one is loaded. Refuses (exit code 2) to listen beyond this machine without accepted API keys, and
-says so when the port is in use. On SIGTERM it ends the requests at hand, writes or spools the request
-log, and exits 0.
+says so when the port is in use. On SIGTERM it ends the requests at hand (after 20 s with what they have), writes or
+spools the request log, and exits 0.
 """
 
+import asyncio
 import logging
 import os
 import signal
@@ -55,10 +56,11 @@ def main(arguments: list[str]) -> int:
     listener = listen(given["host"], port)
     with running(configured, threads) as (assistant, feedback):
         app = create_app(assistant, feedback, keys=keys)
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
-            )
+            ),
+            assistant,
         )
         # uvicorn raises the signal again after its own orderly end; by then there is nothing left to interrupt.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,6 +68,19 @@ def main(arguments: list[str]) -> int:
         log.info("assistant listens on %s:%d", *listener.getsockname()[:2])
         server.run(sockets=[listener])
     return 0
+
+
+class Server(uvicorn.Server):
+    """Ends what is still being written some seconds before it stops waiting for it."""
+
+    def __init__(self, config: uvicorn.Config, assistant: Assistant, hurry_after: float = GRACE_SECONDS - 10) -> None:
+        super().__init__(config)
+        self._assistant, self._hurry_after = assistant, hurry_after
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and end those at hand."""
+        asyncio.get_running_loop().call_later(self._hurry_after, self._assistant.hurry)
+        await super().shutdown(sockets)
 
 
 @contextmanager
@@ -93,6 +108,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A connection whose other side takes nothing ends, and a stop does not wait for it. Milliseconds; inherited by each.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
     try:
         listener.bind((host, port))
     except OSError as error:

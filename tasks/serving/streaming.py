@@ -6,6 +6,7 @@ status left to be told with: it is an event with OpenAI's error object, and then
 does not take what it is sent, ends the generation. Writes nothing.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Generator, Iterator
@@ -13,11 +14,12 @@ from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tasks.errors import MillraceError
-from tasks.serving.answering import Answered, Begun
+from tasks.serving.answering import ANSWER_SECONDS, Answered, Begun
 from tasks.serving.bodies import about, told, usage
 from tasks.serving.hits import cited
 from tasks.serving.refusals import error_object, status_of
@@ -25,49 +27,52 @@ from tasks.serving.refusals import error_object, status_of
 log = logging.getLogger(__name__)
 
 STALLED_SECONDS = 30.0  # a client that takes nothing for so long is gone
+MOST_SECONDS = ANSWER_SECONDS + STALLED_SECONDS
 DONE = "data: [DONE]\n\n"
+WAITING = ": waiting\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Sends events as they come, in a thread of their own making."""
+    """Sends events as they come, each made in a thread; closes `sources`, generators, however it ends."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Generator[str]) -> None:
+    def __init__(self, events: Generator[str], *sources: Generator[Any]) -> None:
+        self._all = (events, *sources)
         # Proxies must not collect it first.
-        self._events = _closing(events)
-        super().__init__(self._events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        super().__init__(_in_threads(events), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
-    async def stream_response(self, send: Send) -> None:
-        """Send everything; raise OSError, as for a client that left, when nothing is taken for STALLED_SECONDS."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, unless the client leaves or takes nothing for STALLED_SECONDS, or too little for MOST_SECONDS."""
 
         async def patient(message: Message) -> None:
-            try:
-                with anyio.fail_after(STALLED_SECONDS):
-                    await send(message)
-            except TimeoutError as error:
-                raise OSError(f"the client took nothing for {STALLED_SECONDS:.0f} s") from error
+            with anyio.fail_after(STALLED_SECONDS):
+                await send(message)
 
         try:
-            await super().stream_response(patient)
-        except OSError as error:
-            log.warning("an answer was not taken to its end: %s", error)
+            with anyio.fail_after(MOST_SECONDS):
+                await super().__call__(scope, receive, patient)
+        except (TimeoutError, OSError, ClientDisconnect) as error:
+            log.warning("an answer was not taken to its end: %s", str(error) or type(error).__name__)
         finally:
-            await self._events.aclose()
+            with anyio.CancelScope(shield=True):
+                for generator in self._all:
+                    await run_sync(_close, generator)
 
 
-async def _closing(events: Generator[str]) -> AsyncGenerator[str]:
-    """Yield the events, each made in a thread, and close their generator when nobody takes more."""
-    try:
-        while (event := await run_sync(next, events, None)) is not None:
-            yield event
-    finally:
-        with anyio.CancelScope(shield=True):
-            await run_sync(events.close)
+async def _in_threads(events: Generator[str]) -> AsyncGenerator[str]:
+    while (event := await run_sync(next, events, None)) is not None:
+        yield event
+
+
+def _close(generator: Generator[Any]) -> None:
+    # A server that is torn down does not wait for the thread that is in it: that one ends it.
+    with contextlib.suppress(ValueError):
+        generator.close()
 
 
 def chunks(begun: Begun, events: Iterator[Begun | str | Answered], *, with_usage: bool) -> Generator[str]:
-    """Yield the events of an answer that has begun. Closing it closes `events`."""
+    """Yield the events of an answer that has begun; a comment, which clients pass over, where nothing is new."""
     base = about(begun.row, begun.loaded.release, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
 
     def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
@@ -79,7 +84,7 @@ def chunks(begun: Begun, events: Iterator[Begun | str | Answered], *, with_usage
         yield chunk({"role": "assistant", "content": ""}, request_id=str(begun.row.id), documents=shown)
         for found in events:
             if isinstance(found, str):
-                yield chunk({"content": found})
+                yield chunk({"content": found}) if found else WAITING
             elif isinstance(found, Answered):
                 yield chunk({}, found.generated.finish_reason, millrace=told(found))
                 if with_usage:
@@ -91,9 +96,6 @@ def chunks(begun: Begun, events: Iterator[Begun | str | Answered], *, with_usage
     except Exception:  # the status is sent: what remains is to say so, and to have it in the log
         log.exception("request=%s broke after its first chunk", begun.row.id)
         yield event(error_object(500, "the assistant failed; its log says why.", "internal_error"))
-    finally:
-        if isinstance(events, Generator):
-            events.close()
 
 
 def event(body: dict[str, Any]) -> str:

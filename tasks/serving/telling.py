@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tasks.serving.language_model import Generated
 
+PATIENCE = 1.0  # seconds
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
 
 
-@dataclass
+@dataclass(eq=False)
 class Listener:
-    """Whoever waits for the text of a generation. `deadline` is a time of `time.monotonic`."""
+    """Whoever waits for the text of a generation. `deadline` is a time of `time.monotonic`; `tokens` is how many were made."""
 
     deadline: float = float("inf")
+    tokens: int = 0
     _pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
     _left: threading.Event = field(default_factory=threading.Event)
 
@@ -37,52 +39,52 @@ class Listener:
         self._left.set()
 
     @property
-    def late(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() > self.deadline
-
-    @property
     def gone(self) -> bool:
-        """Whether nobody waits for more."""
-        return self._left.is_set() or self.late
+        """Whether nobody waits for more: the listener left, or the deadline has passed."""
+        return self._left.is_set() or time.monotonic() > self.deadline
 
     def pieces(self, generation: "Future[Generated]") -> Iterator[str]:
-        """Yield the pieces until the generation has ended, well or not."""
+        """Yield the pieces until the generation has ended, well or not; an empty one each second in which there is none.
+
+        So whoever takes them can leave while it waits in line.
+        """
         generation.add_done_callback(lambda _done: self._pieces.put(None))
-        while (piece := self._pieces.get()) is not None:
+        while True:
+            try:
+                piece = self._pieces.get(timeout=PATIENCE)
+            except queue.Empty:
+                yield ""
+                continue
+            if piece is None:
+                return
             yield piece
 
 
 class Teller:
-    """What `transformers` calls a streamer: takes the prompt, then token after token."""
+    """Takes the tokens of a generation as they are made, and tells its listener what is certain of the text."""
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str], listener: Listener) -> None:
         self._decode, self._stops, self._listener = decode, stops, listener
-        self._ids: list[int] | None = None
+        self._ids: list[int] = []
         self._told = ""
         self.stopped = False
 
-    def put(self, value: Any) -> None:
-        """Take token ids of shape (1, n) or (n,); the first call brings the prompt."""
-        if self._ids is None:
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
+    def put(self, token: int) -> None:
+        """Take the next token. After a stop string there is none."""
+        self._ids.append(token)
+        self._listener.tokens = len(self._ids)
         text, self.stopped = cut(self._decode(self._ids), self._stops)
         self._tell(text if self.stopped else _certain(text, self._stops))
 
-    def end(self) -> None:
-        """The last token was taken: what was held back is told."""
-        self._tell(self.text)
-
-    @property
-    def text(self) -> str:
-        """The whole text so far, without blanks around it and without a stop string."""
-        return cut(self._decode(self._ids or []), self._stops)[0].strip()
+    def end(self) -> str:
+        """Tell what was held back; return the whole text, without blanks around it and without a stop string."""
+        self._tell(cut(self._decode(self._ids), self._stops)[0])
+        return self._told
 
     def _tell(self, text: str) -> None:
         text = text.strip()
-        if len(text) > len(self._told):
+        # What was told stands: some tokenizers take a character back when the one after it stays unfinished.
+        if text.startswith(self._told) and text != self._told:
             self._listener.tell(text[len(self._told) :])
             self._told = text
 

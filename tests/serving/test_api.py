@@ -145,6 +145,20 @@ def test_the_last_message_must_be_the_users(ready: Assistant) -> None:
     assert answer.status_code == 400 and "last message" in error_of(answer)["message"]
 
 
+def test_an_empty_answer_may_stand_among_the_turns(ready: Assistant) -> None:
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None},
+    ]
+    answer = call(
+        app_of(ready), "POST", "/v1/chat/completions", json={"messages": turns + QUESTION["messages"], "max_tokens": 2}
+    )
+    assert answer.status_code == 200, answer.text
+    only = call(app_of(ready), "POST", "/v1/chat/completions", json={"messages": turns[1:]})
+    assert only.status_code == 400 and "says something" in error_of(only)["message"]
+
+
 def test_an_unknown_model_is_not_found(ready: Assistant) -> None:
     answer = call(app_of(ready), "POST", "/v1/chat/completions", json=QUESTION | {"model": "gpt-4"})
     assert answer.status_code == 404 and error_of(answer)["code"] == "model_not_found"

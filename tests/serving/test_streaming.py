@@ -1,5 +1,6 @@
 """Answers as events: through the application, and through a real server whose clients leave or stall."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -13,9 +14,10 @@ import pytest
 import uvicorn
 
 from tasks.errors import ServiceUnavailable
-from tasks.serving import streaming
-from tasks.serving.answering import LEFT, Assistant
-from tasks.serving.language_model import LanguageModel
+from tasks.serving import streaming, telling
+from tasks.serving.answering import LEFT, Assistant, Begun
+from tasks.serving.language_model import LanguageModel, Sampling
+from tasks.serving.telling import Teller
 
 from .conftest import app_of, call
 from .test_api import QUESTION, error_of
@@ -26,7 +28,7 @@ LONG = QUESTION | {"max_tokens": 300, "temperature": 1.5, "seed": 4}
 def events(answer: httpx.Response) -> list[Any]:
     """Return the bodies of an event stream; [DONE] as it stands."""
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    lines = answer.text.split("\n\n")
+    lines = [line for line in answer.text.split("\n\n") if not line.startswith(":")]
     assert lines.pop() == "" and all(line.startswith("data: ") and "\n" not in line for line in lines)
     found = [line.removeprefix("data: ") for line in lines]
     return [one if one == "[DONE]" else json.loads(one) for one in found]
@@ -117,18 +119,87 @@ def test_what_breaks_later_is_an_event(
     assert rows[0].error in ("ServiceUnavailable", "InternalError")
 
 
-def test_who_leaves_ends_the_generation_and_gives_the_place_back(ready: Assistant, rows: list[Any], url: str) -> None:
-    made = []
-    generate = ready.releases.live.model.generate  # type: ignore[union-attr]
-    ready.releases.live.model.generate = lambda *a: made.append(generate(*a)) or made[-1]  # type: ignore[union-attr, method-assign]
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG | {"stream": True}) as answer:
-        assert next(answer.iter_lines()).startswith("data: ")
-        wait_for(lambda: made)
+@pytest.fixture
+def held(ready: Assistant, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The model makes a first token, and waits for this event before the next."""
+    go = threading.Event()
+    put = Teller.put
+
+    def waiting(teller: Teller, token: int) -> None:
+        put(teller, token)
+        assert go.wait(30)
+
+    monkeypatch.setattr(Teller, "put", waiting)
+    yield go
+    go.set()
+
+
+def test_who_leaves_ends_the_generation_and_gives_the_place_back(
+    ready: Assistant, rows: list[Any], url: str, held: threading.Event
+) -> None:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG | {"stream": True}, timeout=30) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        while '"content": ""' in (line := next(lines)) or not line.startswith("data: "):
+            continue  # until the first piece
     wait_for(lambda: rows)
-    assert rows[0].error == LEFT and rows[0].answer is None
-    assert made[0].result(20).completion_tokens < 300
-    again = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=20)
+    held.set()
+    (row,) = rows
+    assert row.error == LEFT and row.answer and 0 < row.completion_tokens < 5 and row.prompt_tokens > 0
+    again = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=30)
     assert again.status_code == 200
+
+
+def test_who_leaves_the_line_is_not_served(
+    ready: Assistant, rows: list[Any], url: str, held: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "PATIENCE", 0.05)
+    first = threading.Thread(target=lambda: httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=60))
+    first.start()
+    wait_for(lambda: ready._listeners)
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG | {"stream": True}, timeout=30) as answer:
+        lines = answer.iter_lines()
+        while next(lines) != ": waiting":
+            continue
+    wait_for(lambda: rows)
+    assert rows[0].error == LEFT and rows[0].completion_tokens == 0 and not held.is_set()
+    held.set()
+    first.join(30)
+    wait_for(lambda: len(rows) == 2)
+    assert rows[1].error is None
+
+
+def test_a_stop_ends_what_is_written_with_what_there_is(
+    ready: Assistant, rows: list[Any], url: str, held: threading.Event
+) -> None:
+    answers: list[Any] = []
+    body = LONG | {"stream": True}
+    thread = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60))
+    )
+    thread.start()
+    wait_for(lambda: any(listener.tokens for listener in ready._listeners))
+    ready.hurry()
+    held.set()
+    thread.join(30)
+    *_, last, done = events(answers[0])
+    assert done == "[DONE]" and last["choices"][0]["finish_reason"] == "length"
+    assert rows[0].error is None and rows[0].completion_tokens < 5
+
+
+def test_a_stream_that_never_began_gives_its_place_back(ready: Assistant, rows: list[Any]) -> None:
+    """Whatever still refers to it."""
+    asked: Any = ([{"role": "user", "content": "loop"}], None, Sampling(4), "")
+    inner = ready.stream(*asked)
+    begun = next(inner)
+    assert isinstance(begun, Begun)
+    response = streaming.EventStream(streaming.chunks(begun, inner, with_usage=False), inner)
+
+    async def gone(*_: Any) -> Any:
+        raise OSError("the client has gone")
+
+    asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, gone))
+    assert rows[0].error == LEFT and ready.releases.live.users == 0  # type: ignore[union-attr]
 
 
 def test_a_client_that_takes_nothing_is_let_go(

@@ -6,24 +6,15 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.serving import telling
 from tasks.serving.language_model import LanguageModel, Sampling
 from tasks.serving.refusals import TooLate
 from tasks.serving.telling import Listener, Teller, cut
 
 IDS = [5, 80, 33, 121, 64]
-
-
-class Ids(list[int]):
-    """Token ids as the model gives them, as far as a teller looks at them."""
-
-    def flatten(self) -> "Ids":
-        return self
-
-    def tolist(self) -> list[int]:
-        return list(self)
 
 
 def of_bytes(ids: list[int]) -> str:
@@ -35,25 +26,53 @@ def told(data: bytes, stops: Sequence[str] = ()) -> tuple[list[str], Teller]:
     """Return the pieces that are told of a text that comes byte by byte, and what told them."""
     listener = Listener()
     teller = Teller(of_bytes, stops, listener)
-    teller.put(Ids([1, 2, 3]))
     for byte in data:
-        teller.put(Ids([byte]))
+        teller.put(byte)
         if teller.stopped:
             break
-    teller.end()
+    whole = teller.end()
     done: Future[Any] = Future()
     done.set_result(None)
-    return list(listener.pieces(done)), teller
+    pieces = list(listener.pieces(done))
+    assert "".join(pieces) == whole, "all pieces together are the text"
+    return pieces, teller
 
 
-@given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=3), max_size=2))
+WRITTEN = st.characters(codec="utf-8", exclude_characters="\ufffd")
+
+
+@settings(deadline=None)
+@given(st.text(WRITTEN, max_size=40), st.lists(st.text(WRITTEN, min_size=1, max_size=3), max_size=2))
 def test_the_pieces_are_the_text_whatever_it_holds(text: str, stops: list[str]) -> None:
-    data = text.encode("utf-8", errors="ignore")
-    pieces, teller = told(data, stops)
-    whole, _stopped = cut(data.decode(), stops)
-    if "\ufffd" not in text:
-        assert "".join(pieces) == teller.text == whole.strip()
-        assert not any("\ufffd" in piece for piece in pieces)
+    pieces, teller = told(text.encode(), stops)
+    whole, stopped = cut(text, stops)
+    assert ("".join(pieces), teller.stopped) == (whole.strip(), stopped)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_what_was_told_stands_where_a_tokenizer_takes_it_back() -> None:
+    """As those do that spell rare characters in bytes: a run of bytes that is no text is unreadable as a whole."""
+
+    def decoded(ids: list[int]) -> str:
+        try:
+            return bytes(ids).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(ids)
+
+    listener = Listener()
+    teller = Teller(decoded, (), listener)
+    for byte in "éñ".encode()[:3]:
+        teller.put(byte)
+    assert teller.end() == "é"
+
+
+def test_who_waits_is_asked_each_second_whether_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "PATIENCE", 0.01)
+    generation: Future[Any] = Future()
+    pieces = Listener().pieces(generation)
+    assert [next(pieces), next(pieces)] == ["", ""]
+    generation.set_result(None)
+    assert not any(pieces)
 
 
 def test_a_character_is_told_when_it_is_whole_and_blanks_when_more_follows() -> None:
@@ -73,6 +92,7 @@ def test_a_model_tells_what_it_ends_with(model: LanguageModel) -> None:
     generation = model.generate(None, IDS, Sampling(max_tokens=40), listener)
     pieces = list(listener.pieces(generation))
     assert "".join(pieces) == generation.result().text and len(pieces) > 1
+    assert listener.tokens == generation.result().completion_tokens
     assert generation.result().text == model.generate(None, IDS, Sampling(max_tokens=40)).result().text
 
 
@@ -82,6 +102,10 @@ def test_a_stop_string_ends_a_generation(model: LanguageModel) -> None:
     found = model.generate(None, IDS, Sampling(max_tokens=40, stop=(stop,))).result()
     assert found.text == whole.text[: whole.text.index(stop)].strip()
     assert found.finish_reason == "stop" and found.completion_tokens < whole.completion_tokens
+    exactly = Sampling(max_tokens=found.completion_tokens)
+    assert stop in model.generate(None, IDS, exactly).result().text, "no token is made after the stop string"
+    fewer = Sampling(max_tokens=found.completion_tokens - 1)
+    assert stop not in model.generate(None, IDS, fewer).result().text
 
 
 def test_who_leaves_ends_the_generation_at_its_next_token(model: LanguageModel) -> None:
@@ -97,7 +121,11 @@ def test_who_leaves_ends_the_generation_at_its_next_token(model: LanguageModel) 
 
 
 def test_a_deadline_ends_a_generation_with_what_there_is(model: LanguageModel) -> None:
-    found = model.generate(None, IDS, Sampling(max_tokens=400), Listener(time.monotonic() + 0.1)).result()
-    assert 0 < found.completion_tokens < 400 and found.finish_reason == "length"
+    listener = Listener()
+    generation = model.generate(None, IDS, Sampling(max_tokens=400), listener)
+    next(listener.pieces(generation))
+    listener.deadline = time.monotonic()
+    found = generation.result()
+    assert 0 < found.completion_tokens < 400 and found.finish_reason == "length" and found.text
     with pytest.raises(TooLate, match="found others before"):
         model.generate(None, IDS, Sampling(max_tokens=4), Listener(time.monotonic() - 1)).result()
