@@ -64,7 +64,8 @@ def lock_building(connection: Connection, version: Version) -> None:
     status = row["status"] if row else "nothing"
     if row and status in OPEN and (status != "building" or row["base_table"] != version.base_table):
         raise TryAgain(
-            f"expected index version {version.version} to be building, found {status}: another try has finished it. "
+            f"expected index version {version.version} to be building, found {status if status != 'building' else 'it laid over'}: "
+            "another try has finished it. "
             "Next: nothing; what it left stands."
         )
     if status != "building":
