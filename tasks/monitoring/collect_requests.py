@@ -20,6 +20,7 @@ from pydantic import Field
 from tasks.contracts import Artifact, digest
 from tasks.database import Connection, connect
 from tasks.errors import OptionError
+from tasks.serving.refusals import LEFT
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.validation import validate
 
@@ -94,11 +95,11 @@ def _rows(connection: Connection, condition: LiteralString, since: datetime, *, 
         sql.SQL(
             "SELECT r.id, r.created_at, r.kind, r.question, r.best_score, "
             # Of one whose client left: nothing failed, and its time is the client's.
-            "CASE WHEN r.error IS DISTINCT FROM 'ClientLeft' THEN r.latency_ms END AS latency_ms, "
-            "r.error IS NOT NULL AND r.error <> 'ClientLeft' AS failed, "
+            "CASE WHEN r.error IS DISTINCT FROM {left} THEN r.latency_ms END AS latency_ms, "
+            "r.error IS NOT NULL AND r.error <> {left} AS failed, "
             "r.release, r.index_version, r.embedding, coalesce(i.embedder, '') AS embedder "
-            "FROM requests r LEFT JOIN index_versions i ON i.version = r.index_version WHERE {} ORDER BY {} LIMIT {}"
-        ).format(where, order, sql.Literal(MOST_ROWS)),
+            "FROM requests r LEFT JOIN index_versions i ON i.version = r.index_version WHERE {where} ORDER BY {order} LIMIT {most}"
+        ).format(where=where, order=order, most=sql.Literal(MOST_ROWS), left=sql.Literal(LEFT)),
         (since,),
     ).fetchall()
     return sorted(map(_clean, found), key=lambda row: (row["created_at"], row["id"])), int(

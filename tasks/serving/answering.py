@@ -27,7 +27,7 @@ from tasks.serving.connection import KeptConnection
 from tasks.serving.hits import kept
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.metrics import Meters
-from tasks.serving.refusals import Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
+from tasks.serving.refusals import LEFT, Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
 from tasks.serving.telling import Listener
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0
-LEFT = "ClientLeft"  # the error of a request whose client did not wait for the end
 LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that do not follow names
 
 Vector = NDArray[np.float32]

@@ -6,6 +6,7 @@ Reads and writes nothing. Errors of `tasks.errors` that are not refusals get the
 
 from tasks.errors import BadInput, MillraceError, TryAgain
 
+LEFT = "ClientLeft"  # the error of a request whose client did not wait for the end: nothing was refused, and nothing failed
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 

@@ -15,8 +15,9 @@ import uvicorn
 
 from tasks.errors import ServiceUnavailable
 from tasks.serving import streaming, telling
-from tasks.serving.answering import LEFT, Assistant, Begun
+from tasks.serving.answering import Assistant, Begun
 from tasks.serving.language_model import LanguageModel, Sampling
+from tasks.serving.refusals import LEFT
 from tasks.serving.telling import Teller
 
 from .conftest import app_of, call
