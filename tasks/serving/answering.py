@@ -2,36 +2,35 @@
 
 Reads the index version of the live release through `tasks.knowledge.search`, and gives every request to
 the request log. Lookups run on one thread and generations on the model's, so neither crowds the cores;
-more than a bounded number of waiting requests are refused at once (`Busy`). Documents are cut to fit the
-prompt's share and the model's window, and what was cut is counted in the answer. Fails with `NoRelease`,
+more than a bounded number of waiting requests are refused at once (`Busy`). Fails with `NoRelease`,
 `KnowledgeAway`, `QuestionTooLong`, `Busy`, or `UnknownModel`.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from tasks.errors import BadInput, MillraceError, ServiceUnavailable
 from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.serving.connection import KeptConnection
+from tasks.serving.grounding import grounded
 from tasks.serving.hits import kept
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.metrics import Meters
-from tasks.serving.refusals import LEFT, Busy, InvalidRequest, KnowledgeAway, QuestionTooLong, UnknownModel
+from tasks.serving.prompting import BuiltPrompt, Message, build_prompt
+from tasks.serving.refusals import LEFT, Busy, KnowledgeAway, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
 from tasks.serving.telling import Listener
-from tasks.serving.tracing import request_id
+from tasks.serving.tracing import request_id, trace_id
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,18 +42,7 @@ ANSWER_SECONDS = 120.0
 LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that do not follow names
 
 Vector = NDArray[np.float32]
-Message = dict[str, str]
 Find = Callable[[Loaded, str, Vector, int], "Sequence[Hit]"]
-
-
-@dataclass(frozen=True)
-class BuiltPrompt:
-    """A prompt as token ids, the hits it shows, and what did not fit."""
-
-    token_ids: list[int]
-    shown: "Sequence[Hit]"
-    context_tokens: int
-    context_tokens_cut: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ class Assistant:
 
     def search(self, question: str, k: int, client: str) -> Searched:
         """Return the chunks nearest to `question`."""
-        row = RequestRow(kind="search", question=question, client=client, id=request_id())
+        row = RequestRow(kind="search", question=question, client=client, id=request_id(), trace_id=trace_id())
         with self._recorded(row), self._search_line.place(), self.releases.use() as loaded:
             return Searched(row, self._look_up(loaded, row, k))
 
@@ -145,7 +133,8 @@ class Assistant:
         """
         clock = time.monotonic()
         deadline = clock + self._seconds
-        row = RequestRow(kind="chat", question=messages[-1]["content"], client=client, id=request_id())
+        question = messages[-1]["content"]
+        row = RequestRow(kind="chat", question=question, client=client, id=request_id(), trace_id=trace_id())
         with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
             known = (LIVE_MODEL, loaded.release.model_name)
             if model is not None and model not in known:
@@ -162,6 +151,8 @@ class Assistant:
                     generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
                     generation.add_done_callback(self._timed(row, clock))
                     for piece in listener.pieces(generation):
+                        if piece and row.first_token_ms is None:
+                            row.first_token_ms = (time.monotonic() - clock) * 1000
                         told.append(piece)
                         yield piece
                     generated = generation.result()
@@ -169,6 +160,7 @@ class Assistant:
                     row.answer, row.completion_tokens = "".join(told), listener.tokens
                     raise
             row.answer = generated.text
+            row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
@@ -212,9 +204,11 @@ class Assistant:
             row.question_cut = loaded.embedder.truncated > cut_before
             return self._find(loaded, row.question, vector, k)
 
+        started = time.monotonic()
         try:
             with self.meters.phase(row.kind, "retrieval"):
                 hits = self._lookups.submit(work).result()
+            row.retrieval_ms = (time.monotonic() - started) * 1000
         except (ServiceUnavailable, BadInput) as error:
             # Postgres or the endpoint is away, the version was retired, a key is refused: never the question's fault,
             # and the error names settings and machines, which are for the log.
@@ -267,68 +261,3 @@ def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
         )
 
     return find
-
-
-def build_prompt(loaded: Loaded, messages: Sequence[Message], hits: "Sequence[Hit]", max_tokens: int) -> BuiltPrompt:
-    """Return the prompt for `messages` with as much of `hits` as fits. Raises QuestionTooLong."""
-    tokenizer, front = loaded.model.tokenizer, loaded.prompt.front
-    plain = [{"role": message["role"], "content": defuse(message["content"], tokenizer)} for message in messages]
-    system = "\n\n".join([front.system, *(item["content"] for item in plain if item["role"] == "system")]).strip()
-    turns = [item for item in plain if item["role"] != "system"]
-
-    def rendered(context: str) -> list[int]:
-        question = {"role": "user", "content": loaded.prompt.render(context, turns[-1]["content"])}
-        # An empty system message too, as in training: without one, some templates add a greeting of their own.
-        conversation = [{"role": "system", "content": system}, *turns[:-1], question]
-        try:
-            ids: list[int] = tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"expected roles in an order that the model's template takes, found: {error}. Next: reorder messages."
-            ) from error
-        return ids
-
-    room = loaded.model.window - max_tokens - len(rendered(""))
-    if room < 0:
-        raise QuestionTooLong(
-            f"expected messages and max_tokens to fit the model's window of {loaded.model.window} tokens, "
-            f"found {-room} too many. Next: shorten the messages or lower max_tokens."
-        )
-    # Tokens at the seams may merge or split: a small reserve keeps the whole inside the window.
-    budget = max(0, min(front.context_tokens, room - 8))
-    context, shown, used, cut = fit_context(hits, tokenizer, budget)
-    return BuiltPrompt(rendered(context), shown, used, cut)
-
-
-def fit_context(hits: "Sequence[Hit]", tokenizer: Any, budget: int) -> "tuple[str, Sequence[Hit], int, int]":
-    """Return the text of the best hits within `budget` tokens, those hits, tokens used, and tokens cut off."""
-    blocks: list[str] = []
-    shown: list[Hit] = []
-    used = cut = 0
-    for number, hit in enumerate(hits, start=1):
-        block = defuse(f"[{number}] {hit.title}\n{hit.text.strip()}\n\n", tokenizer)
-        encoded = tokenizer(block, add_special_tokens=False, return_offsets_mapping=True)
-        size, left = len(encoded["input_ids"]), budget - used
-        if size > left:
-            cut += size - max(left, 0)
-            block = block[: encoded["offset_mapping"][left][0]] if left > 0 else ""
-            size = max(left, 0)
-        if block.strip():
-            blocks.append(block)
-            shown.append(hit)
-        used += size
-    return "".join(blocks).strip(), shown, used, cut
-
-
-def defuse(text: str, tokenizer: Any) -> str:
-    """Return `text` in which the model's control tokens are plain text: nobody writes turns but the assistant."""
-    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens |= set(tokenizer.all_special_tokens)
-    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
-    if not longest_first:
-        return text
-    found = re.compile("|".join(map(re.escape, longest_first)))
-    # One space after the first character: the reader still sees it, the tokenizer no longer does.
-    return found.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -52,6 +52,13 @@ class RequestRow:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    key_name: str = ""  # of the API key that asked
+    guardrails: list[dict[str, str]] = field(default_factory=list)  # events: rule, where, action
+    refused: bool = False  # answered "I do not know"
+    grounded: float | None = None
+    retrieval_ms: float | None = None
+    first_token_ms: float | None = None
+    trace_id: str | None = None
     embedding: Any = None  # a float32 vector
     question_cut: bool = False  # the embedder read only its beginning; told in the answer, no column
 
@@ -217,7 +224,7 @@ def _parameters(row: RequestRow) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in _COLUMNS}
     # A model may write a NUL, which Postgres does not hold in text.
     values["answer"] = None if row.answer is None else row.answer.replace("\x00", "\ufffd")
-    return values | {"hits": Jsonb(row.hits)}
+    return values | {"hits": Jsonb(row.hits), "guardrails": Jsonb(row.guardrails)}
 
 
 def _to_line(row: RequestRow) -> str:

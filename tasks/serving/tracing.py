@@ -50,3 +50,9 @@ def request_id() -> UUID:
     """Return the id of the request that is served here, or a new one outside of any."""
     found = logs.of_request("request_id")
     return UUID(found) if found else uuid4()
+
+
+def trace_id() -> str | None:
+    """Return the id of the trace that the request is part of, or None outside of any."""
+    found = logs.of_request("trace_id")
+    return str(found) if found else None

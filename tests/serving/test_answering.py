@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.serving.answering import Assistant, build_prompt, defuse, fit_context
+from tasks.serving.answering import Assistant
+from tasks.serving.prompting import build_prompt, defuse, fit_context
 from tasks.serving.refusals import QuestionTooLong
 
 from .conftest import CHUNKS

@@ -229,6 +229,8 @@ def test_from_no_release_through_promotions_and_an_outage_to_a_clean_end(world: 
         assert row["release"] == first and row["index_version"] == world.index_version and row["error"] is None
         assert row["hits"][0]["document_uri"] == "pydoc:topics/while" and 0 < row["best_score"] <= 1
         assert row["completion_tokens"] == answer["usage"]["completion_tokens"] and row["latency_ms"] > 0
+        assert 0 < row["retrieval_ms"] < row["first_token_ms"] < row["latency_ms"] and 0 <= row["grounded"] <= 1
+        assert len(row["trace_id"]) == 32 and row["guardrails"] == [] and row["refused"] is False
 
         _give_feedback(world, client, answer)
         second, texts = _promote_while_answering(world, client)
