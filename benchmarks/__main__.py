@@ -7,7 +7,7 @@ Results, with a description of the machine, are appended to `benchmarks/results/
 
 import sys
 
-from benchmarks import chunking, embedding, figures, gpu, index, index_recall, overhead, packing, sync
+from benchmarks import chunking, drift, embedding, figures, gpu, index, index_recall, nightly, overhead, packing, sync
 from benchmarks.result import NotMeasured, Result, keep, machine
 
 BENCHMARKS = {
@@ -29,6 +29,9 @@ BENCHMARKS = {
     "embed_sorting": embedding.embed_sorting,
     "gpu_training": gpu.gpu_training,
     "chunking": chunking.chunking,
+    "drift_power": drift.drift_power,
+    "embedding_drift": drift.embedding_drift,
+    "nightly_check": nightly.nightly_check,
 }
 
 

@@ -253,8 +253,11 @@ class Loop:
         return len(rows)
 
     def _drift(self, since: datetime) -> None:
-        """Run the nightly check, follow the DAG run it started, and see whether a new candidate waits for a person."""
-        self._dag("drift", "watch_drift", {"since": since.isoformat()})
+        """Run the nightly check, follow the DAG run it started, and see whether a new candidate waits for a person.
+
+        One window may act alone here (`agree`): the demo has one night.
+        """
+        self._dag("drift", "watch_drift", {"since": since.isoformat(), "agree": 1})
         facts = self.findings.references["drift"]["decide"]["facts"]
         if not facts["dag_id"]:
             return

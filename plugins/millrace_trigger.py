@@ -9,11 +9,16 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+_COUNT = "ti.get_dr_count(dag_id='{}', states=['queued', 'running'])"
+# How many runs of the DAGs that a decision starts have not ended; rendered when the task runs.
+RUNNING = "{{ " + " + ".join(_COUNT.format(name) for name in ("sync_knowledge", "fine_tune")) + " }}"
+
+
 class TriggerDecided(TriggerDagRunOperator):
     """Triggers `facts.dag_id` of the decision with its run id and conf.
 
     The run id is made from the decision's id, so a rerun cannot start a second run; a paused DAG fails the
-    task instead of leaving a run that never starts.
+    task instead of leaving a run that never starts. The started run's note links to the run that started it.
     """
 
     template_fields = (*TriggerDagRunOperator.template_fields, "note")
@@ -24,7 +29,8 @@ class TriggerDecided(TriggerDagRunOperator):
             trigger_dag_id=f"{{{{ {facts}['dag_id'] }}}}",
             trigger_run_id=f"{{{{ {facts}['dag_run_id'] }}}}",
             conf=f"{{{{ {facts}['conf'] | tojson }}}}",  # type: ignore[arg-type]  # the operator reads JSON text too
-            note=f"Started by drift: {{{{ {facts}['reason'] }}}}",
+            note="Started by drift, in [{{ dag.dag_id }} {{ run_id }}]"
+            f"(/dags/{{{{ dag.dag_id }}}}/runs/{{{{ run_id | urlencode }}}}): {{{{ {facts}['reason'] }}}}",
             fail_when_dag_is_paused=True,
             skip_when_already_exists=True,
             **kwargs,

@@ -155,6 +155,19 @@ class Settings(BaseSettings):
     drift_cooldown_hours: float = Field(
         default=20.0, ge=0, description="No second action of one kind within these hours"
     )
+    drift_longest_days: float = Field(
+        default=7.0, gt=0, le=90, description="Longest a nightly window grows to hold enough requests (days)"
+    )
+    drift_agree: int = Field(
+        default=2, ge=1, le=30, description="Windows that must agree on a cause before drift starts a DAG"
+    )
+    drift_windows: int = Field(default=3, ge=1, le=30, description="... of so many last windows")
+    drift_min_corrections: int = Field(
+        default=10,
+        ge=1,
+        description="Fewer accepted corrections since the last release teach too little to train again",
+    )
+    drift_trainings: int = Field(default=8, ge=0, description="Most trainings that drift starts in 30 days")
     keep_index_versions: int = Field(
         default=3,
         ge=1,

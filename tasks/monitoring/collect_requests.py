@@ -1,32 +1,33 @@
-"""Freeze two windows of recorded requests: the current one, and the reference before it.
+"""Freeze the two windows that a night compares: the current one, and the reference of the live release.
 
-Reads table `requests`. The current window begins at `since`, or `hours` ago; of more than 5,000 rows a
-fixed sample is taken. The reference is the newest 5,000 rows before it. Both are checked by the suite
-`expectations/requests.json`; rows that break a rule go to `quarantine`. Writes both windows as rows, and
-their vectors (one `.npy` each, `vector` in a row is the position in it). Vectors of another embedder
-than the current window's cannot be compared: they are left out and counted. Fails with `OptionError`.
+Reads `requests`, `feedback`, `releases`. The current window begins at `since`, or `hours` ago; where it holds fewer than
+`MILLRACE_DRIFT_MIN_REQUESTS` it grows, up to `MILLRACE_DRIFT_LONGEST_DAYS` (one that a person gave does not). Of more than
+MOST_ROWS a fixed sample is taken. The reference is that of `tasks.monitoring.references`. Rows are checked by the suite
+`expectations/requests.json`; those that break a rule go to `quarantine`. Writes both windows (`.npz`). Vectors of another
+embedder than most of the current window's cannot be compared: they are left out and counted. Fails with `OptionError`.
 """
 
-import io
-import math
 from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString
+from typing import Any
 
 import numpy
-from psycopg import sql
 from pydantic import Field
 
 from tasks.contracts import Artifact, digest
 from tasks.database import Connection, connect
 from tasks.errors import OptionError
-from tasks.serving.refusals import LEFT
+from tasks.monitoring import recorded, references
+from tasks.monitoring.recorded import Row
+from tasks.monitoring.window import Window, window
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.validation import validate
 
-MOST_ROWS = 5_000
+MOST_ROWS = 100_000
 _EXCERPT = 200
-Row = dict[str, Any]
+_CHECKED = ("id", "question", "best_score", "latency_ms", "embedding_norm")
+Embedder = tuple[str, int]
 
 
 class Options(StageOptions):
@@ -36,35 +37,53 @@ class Options(StageOptions):
     hours: float = Field(default=24, gt=0, le=24 * 366, description="Length of the current window without `since`")
 
 
+@dataclass
+class Side:
+    """One of the two windows while it is made."""
+
+    window: Window
+    embedder: Embedder | None
+    total: int
+    """How many requests there were, sampled or not."""
+    quarantined: int = 0
+    frozen: str | None = None
+    """Where a frozen reference lies."""
+    rules: dict[str, int] | None = None
+
+
 def run(context: StageContext, options: Options) -> StageResult:
     """Write the reference and the current window, checked row by row."""
     now = datetime.now(UTC)
-    since = window_start(options, now)
     with connect(context.settings.database_url.get_secret_value()) as connection:
-        current, current_total = _rows(connection, "r.created_at >= %s", since, newest=False)
-        reference, reference_total = _rows(connection, "r.created_at < %s", since, newest=True)
-        rules, quarantined = _check(context.run, connection, reference, current)
-    embedder = Counter(row["embedder"] for row in current if row["embedding"] is not None).most_common(1)
-    comparable = embedder[0][0] if embedder else None
+        since = window_start(options, now)
+        if not options.since:
+            since = grown(context, connection, since, now)
+        current = _side(context, connection, since, now, None, MOST_ROWS)
+        reference = _reference(context, connection, since)
+    left_out = _comparable(current, reference)
+    sides = {"reference": reference, "current": current}
     outputs: dict[str, Artifact] = {}
-    counts = {"quarantined": quarantined}
-    for name, rows, total in (("reference", reference, reference_total), ("current", current, current_total)):
-        written, left_out = _write(context, name, rows, comparable)
-        outputs |= written
-        counts |= {name: len(rows), f"{name}_total": total, f"{name}_vectors_left_out": left_out}
-    windows = {
-        name: {"from": rows[0]["created_at"], "to": rows[-1]["created_at"]} if rows else {"from": None, "to": None}
-        for name, rows in (("reference", reference), ("current", current))
-    }
+    counts = {"quarantined": sum(side.quarantined for side in sides.values())}
+    for name, side in sides.items():
+        body = side.window.to_bytes()
+        outputs[name] = context.storage.put_bytes(f"{context.folder}/{name}.npz", body, rows=len(side.window))
+        counts |= {name: len(side.window), f"{name}_total": side.total, f"{name}_vectors_left_out": left_out[name]}
+    rules = Counter[str]()
+    for side in sides.values():
+        rules.update(side.rules or {})
     return StageResult(
         outputs=outputs,
         counts=counts,
         facts={
-            "windows": windows,
+            "windows": {name: _span(side.window) for name, side in sides.items()},
             "since": since.isoformat(),
-            "embedder": list(comparable) if comparable else None,
-            "quarantined_by_rule": rules,
-            "data_sha256": digest([sorted(row["id"] for row in rows) for rows in (reference, current)]),
+            "until": now.isoformat(),
+            "hours": round((now - since).total_seconds() / 3600, 3),
+            "embedder": list(current.embedder) if current.embedder else None,
+            "quarantined_by_rule": dict(rules),
+            "quarantined_share": round(current.quarantined / max(1, current.quarantined + len(current.window)), 4),
+            "reference_frozen": reference.frozen,
+            "data_sha256": digest([sorted(side.window.ids.tolist()) for side in (reference, current)]),
         },
     )
 
@@ -85,86 +104,80 @@ def window_start(options: Options, now: datetime) -> datetime:
     return since
 
 
-def _rows(connection: Connection, condition: LiteralString, since: datetime, *, newest: bool) -> tuple[list[Row], int]:
-    """Return at most 5,000 rows in order of time, and how many there were."""
-    where = sql.SQL(condition)
-    counted = connection.execute(sql.SQL("SELECT count(*) AS rows FROM requests r WHERE ") + where, (since,)).fetchone()
-    # A day's traffic is sampled by a digest of the id: the same rows at every try, evenly over the day.
-    order = sql.SQL("r.created_at DESC, r.id" if newest else "md5(r.id::text)")
-    found = connection.execute(
-        sql.SQL(
-            "SELECT r.id, r.created_at, r.kind, r.question, r.best_score, "
-            # Of one whose client left: nothing failed, and its time is the client's.
-            "CASE WHEN r.error IS DISTINCT FROM {left} THEN r.latency_ms END AS latency_ms, "
-            "r.error IS NOT NULL AND r.error <> {left} AS failed, "
-            "r.release, r.index_version, r.embedding, coalesce(i.embedder, '') AS embedder "
-            "FROM requests r LEFT JOIN index_versions i ON i.version = r.index_version WHERE {where} ORDER BY {order} LIMIT {most}"
-        ).format(where=where, order=order, most=sql.Literal(MOST_ROWS), left=sql.Literal(LEFT)),
-        (since,),
-    ).fetchall()
-    return sorted(map(_clean, found), key=lambda row: (row["created_at"], row["id"])), int(
-        counted["rows"] if counted else 0
-    )
+def grown(context: StageContext, connection: Connection, since: datetime, now: datetime) -> datetime:
+    """Return a beginning as early as it takes for enough requests: twice as long each time, up to the setting's days."""
+    longest = max(now - since, timedelta(days=context.settings.drift_longest_days))
+    length = now - since
+    while (
+        length < longest and recorded.count(connection, now - length, now, None) < context.settings.drift_min_requests
+    ):
+        length = min(2 * length, longest)
+    return now - length
 
 
-def _clean(row: Row) -> Row:
-    """Return a row of plain values; `embedder` becomes what must be equal for vectors to be compared."""
-    vector = row["embedding"]
-    vector = (
-        None if vector is None else numpy.asarray(getattr(vector, "to_numpy", lambda: vector)(), dtype=numpy.float32)
-    )
-    return row | {
-        "id": str(row["id"]),
-        "created_at": row["created_at"].astimezone(UTC).isoformat(),
-        "question_length": len(row["question"]),
-        "best_score": _finite(row["best_score"]),
-        "latency_ms": _finite(row["latency_ms"]),
-        "embedding": vector,
-        "embedding_norm": None if vector is None else float(numpy.linalg.norm(vector)),
-        "embedder": (row["embedder"], 0 if vector is None else len(vector)),
+def _side(
+    context: StageContext, connection: Connection, since: datetime, until: datetime, of: list[int] | None, most: int
+) -> Side:
+    rows = recorded.rows(connection, since, until, of, most)
+    good, rules, bad = _check(context.run, connection, rows)
+    embedder = Counter(row["embedder"] for row in good if row["vector"] is not None).most_common(1)
+    name = embedder[0][0] if embedder else None
+    for row in good:
+        if row["embedder"] != name:
+            row["vector"] = None
+    return Side(window(good), name, recorded.count(connection, since, until, of), bad, None, rules)
+
+
+def _reference(context: StageContext, connection: Connection, since: datetime) -> Side:
+    """Return the reference: the frozen one, or what there is of it; freeze it when it is complete."""
+    of = references.lineage(connection)
+    kept = references.frozen(connection, of)
+    if kept and kept.last_at < since:
+        name, _, size = kept.embedder.rpartition("/")
+        return Side(references.read(context.storage, kept), (name, int(size or 0)), kept.rows, frozen=kept.uri)
+    first = references.first_request(connection, of) or since
+    complete = references.ends(first)
+    side = _side(context, connection, first, min(since, complete), of.releases, references.MOST_ROWS)
+    enough = len(side.window) >= context.settings.drift_min_requests
+    if kept is None and complete <= since and enough and side.embedder is not None:
+        embedder = f"{side.embedder[0]}/{side.embedder[1]}"
+        side.frozen = references.freeze(connection, context.storage, context.bucket, of, side.window, embedder).uri
+    return side
+
+
+def _comparable(current: Side, reference: Side) -> dict[str, int]:
+    """Drop the reference's vectors where another embedder made them; return the requests without a vector to compare."""
+    if reference.embedder != current.embedder:
+        none = numpy.full(len(reference.window), -1, dtype=numpy.int64)
+        reference.window = replace(reference.window, vector=none, vectors=numpy.empty((0, 0), numpy.float32))
+    return {
+        name: int((side.window.vector < 0).sum()) for name, side in (("reference", reference), ("current", current))
     }
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _check(run: str, connection: Connection, reference: list[Row], current: list[Row]) -> tuple[dict[str, int], int]:
-    """Take bad rows out of both windows and keep them in `quarantine`; count them by rule, and in all."""
-    report = validate("requests", [*reference, *current])
-    for row, broken in zip([*reference, *current], report.rows, strict=True):
-        for rule, reason in broken.items():
-            connection.execute(
-                "INSERT INTO quarantine (kind, item, rule, reason, excerpt, run) VALUES ('request', %s, %s, %s, %s, %s) "
-                "ON CONFLICT DO NOTHING",
-                (row["id"], rule, reason, (row["question"] or "")[:_EXCERPT], run),
-            )
+def _check(run: str, connection: Connection, rows: list[Row]) -> tuple[list[Row], dict[str, int], int]:
+    """Keep bad rows in `quarantine`; return the good ones, and the bad ones counted by rule and in all."""
+    # Only what rules look at: Great Expectations hashes whole tables, and vectors are most of their bytes.
+    report = validate("requests", [{name: row[name] for name in _CHECKED} for row in rows])
     bad = set(report.bad)
-    edge = len(reference)
-    reference[:] = [row for position, row in enumerate(reference) if position not in bad]
-    current[:] = [row for position, row in enumerate(current) if position + edge not in bad]
-    return report.by_rule, len(bad)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO quarantine (kind, item, rule, reason, excerpt, run) VALUES ('request', %s, %s, %s, %s, %s) "
+            "ON CONFLICT DO NOTHING",
+            [
+                (rows[position]["id"], rule, reason, (rows[position]["question"] or "")[:_EXCERPT], run)
+                for position in sorted(bad)
+                for rule, reason in report.rows[position].items()
+            ],
+        )
+    return [row for position, row in enumerate(rows) if position not in bad], report.by_rule, len(bad)
 
 
-def _write(
-    context: StageContext, name: str, rows: list[Row], comparable: tuple[str, int] | None
-) -> tuple[dict[str, Artifact], int]:
-    """Write one window; return its artifacts and how many of its rows have no vector that can be compared."""
-    vectors = [row["embedding"] for row in rows if row["embedding"] is not None and row["embedder"] == comparable]
-    positions = iter(range(len(vectors)))
-    plain = [
-        {key: row[key] for key in row if key not in {"embedding", "embedding_norm", "embedder"}}
-        | {"vector": next(positions) if row["embedding"] is not None and row["embedder"] == comparable else None}
-        for row in rows
-    ]
-    body = io.BytesIO()
-    numpy.save(body, numpy.stack(vectors) if vectors else numpy.empty((0, 0), numpy.float32), allow_pickle=False)
-    return {
-        name: context.storage.put_rows(f"{context.folder}/{name}.jsonl", plain),
-        f"{name}_vectors": context.storage.put_bytes(
-            f"{context.folder}/{name}_vectors.npy", body.getvalue(), rows=len(vectors)
-        ),
-    }, len(rows) - len(vectors)
+def _span(side: Window) -> dict[str, Any]:
+    if not len(side):
+        return {"from": None, "to": None}
+    first, last = (datetime.fromtimestamp(float(side.at[place]), UTC).isoformat() for place in (0, -1))
+    return {"from": first, "to": last}
 
 
 STAGE = Stage("collect_requests", Options, run)

@@ -1,14 +1,14 @@
-"""Test two windows of requests for drift, and write the report.
+"""Compare the two windows of collect_requests, and write the reports.
 
-Reads the windows of collect_requests. Tests the questions' vectors (`tasks.monitoring.mmd`) and a few
-figures (Evidently's tests), corrects the p-values for their number (Holm), and names as drifted what is
-both below `MILLRACE_DRIFT_ALPHA` and large enough to matter. Writes `report.html`, `report.json` and
-`tests.json` here and to an MLflow run of the experiment `millrace-drift`, and one row of
+Every figure (`tasks.monitoring.figures`) is tested by Evidently, the questions' vectors by `tasks.monitoring.mmd`; the
+p-values are corrected for their number (`compare`). Looks for topics that appeared or grew, and asks the golden questions of
+the live index again. Writes `report.html` and `report.json` (Evidently's), `summary.html` (ours: what moved, the topics,
+example questions, redacted) and `tests.json`, here and to an MLflow run of the experiment `millrace-drift`, and one row of
 `drift_windows`. Windows below `MILLRACE_DRIFT_MIN_REQUESTS` are recorded and not judged.
 """
 
-import io
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -16,168 +16,169 @@ import numpy
 from tasks import tracking
 from tasks.contracts import Artifact
 from tasks.database import connect
-from tasks.monitoring import mmd
+from tasks.monitoring import examples, golden, mmd
+from tasks.monitoring.compare import Compared, compare
+from tasks.monitoring.evidently_report import ColumnReport
 from tasks.monitoring.evidently_report import report as evidently_report
-from tasks.monitoring.figures import EMBEDDING, FIGURES, Figure, Test, change, columns, level, matters, same_kind
+from tasks.monitoring.figures import EMBEDDING, SHARES, Pairs, Test
+from tasks.monitoring.summary_page import page
+from tasks.monitoring.topics import Topics, topics
+from tasks.monitoring.window import Window
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
 EXPERIMENT = "millrace-drift"
-EXAMPLES = 3
-Row = dict[str, Any]
-Values = dict[str, tuple[list[float], list[float]]]
-"""The values of each figure in the reference and in the current window."""
+_WINDOWS = ("reference", "current")
+_SHOWN_VECTORS = 5_000
 
 
 class Options(StageOptions):
     """No options: levels and sizes are settings."""
 
 
+@dataclass
+class Report:
+    """What was found in windows that are large enough."""
+
+    compared: Compared
+    evidently: ColumnReport
+    topics: Topics | None
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    """The topics as people see them: shares, and example questions, redacted."""
+
+
 def run(context: StageContext, options: Options) -> StageResult:
-    """Test the windows, write the report, and record it."""
-    reference, current = (list(context.storage.get_rows(context.input("collect_requests", n))) for n in _WINDOWS)
-    vectors = {name: _vectors(context, name) for name in _WINDOWS}
+    """Compare the windows, write the reports, and record them."""
+    reference, current = (
+        Window.from_bytes(context.storage.get(context.input("collect_requests", n))) for n in _WINDOWS
+    )
     least = context.settings.drift_min_requests
-    enough = min(len(reference), len(current)) >= least
-    tests: dict[str, Test] = {}
-    skipped: dict[str, str] = {}
-    topics: list[str] = []
-    outputs: dict[str, Artifact] = {}
-    if enough:
-        values, skipped = _values(context, reference, current, vectors)
-        html, body, p_values = _tested(context, values, reference, current, vectors)
-        tests = _judge(values, p_values, context.settings.drift_alpha, vectors)
-        topics = _new_topics(vectors, current) if EMBEDDING in tests else []
-        outputs["report.html"] = context.storage.put_bytes(
-            f"{context.folder}/report.html", html, content_type="text/html"
-        )
-        outputs["report.json"] = context.storage.put_json(f"{context.folder}/report.json", body)
-    drifted = sorted(name for name, test in tests.items() if test.drifted)
-    result = {
-        "enough": enough,
-        "least_requests": least,
-        "drifted": drifted,
-        "tests": {name: test.to_dict() for name, test in tests.items()},
-        "not_tested": skipped,
-        "new_topics": topics,
-    }
-    outputs["tests.json"] = context.storage.put_json(f"{context.folder}/tests.json", result)
-    link = _track(context, outputs, tests) if enough else {}
-    report_uri = outputs["report.html" if enough else "tests.json"].uri
-    window = _record(context, result, report_uri, len(reference), len(current))
+    report = _reported(context, reference, current) if min(len(reference), len(current)) >= least else None
+    with connect(context.settings.database_url.get_secret_value()) as connection:
+        asked = golden.ask(context.settings, context.storage, connection)
+    result = _result(context, report, asked, least)
+    counts = {name: len(side) for name, side in zip(_WINDOWS, (reference, current), strict=True)}
+    outputs = _written(context, report, result, counts)
+    facts = _track(context, outputs, report.compared.tests if report else {})
+    window = _record(context, result, outputs["tests.json"].uri, counts)
+    tests = report.compared.tests if report else {}
     return StageResult(
         outputs=outputs,
-        counts={"reference": len(reference), "current": len(current), "tests": len(tests), "drifted": len(drifted)},
-        metrics={f"{name}_p": test.p_adjusted for name, test in tests.items()},
-        facts=result
-        | link
-        | {"report_uri": report_uri, "window": window}
-        | {"p_values": {name: test.to_dict()["p_adjusted"] for name, test in tests.items()}},
+        counts={**counts, "tests": len(tests), "drifted": len(result["drifted"])},
+        metrics={f"golden_{name}": value for name, value in asked.now.items()},
+        facts=facts
+        | result
+        | {
+            "window": window,
+            "report_uri": outputs["summary.html"].uri if report else None,
+            "new_topics": [question for topic in result["topics"] for question in topic["examples"][:1]],
+            "p_values": {name: test.to_dict()["p_adjusted"] for name, test in tests.items()},
+        },
     )
 
 
-_WINDOWS = ("reference", "current")
+def _reported(context: StageContext, reference: Window, current: Window) -> Report:
+    """Compare, with the p-values of Evidently's report, and find the topics that changed."""
+    made: list[ColumnReport] = []
+    alpha, least = context.settings.drift_alpha, context.settings.drift_min_requests
+    vectors = min(len(reference.vectors), len(current.vectors)) >= least
+
+    def tested(found: Pairs) -> dict[str, float]:
+        """Test by Evidently; the first report, of the whole windows, is the one that is kept."""
+        shown = dict(found)
+        if vectors and not made:
+            shown["question_novelty"] = _novelty(reference, current)
+        columns = [_padded({name: pair[side].tolist() for name, pair in shown.items()}) for side in (0, 1)]
+        shares = [name for name in shown if name in SHARES]
+        numbers = [name for name in shown if name not in SHARES]
+        made.append(evidently_report(columns[0], columns[1], numbers, shares, alpha))
+        return {name: made[-1].p_values[name] for name in found}
+
+    compared = compare(reference, current, alpha=alpha, least=least, tester=tested)
+    if not vectors:
+        return Report(compared, made[0], None)
+    found = topics(reference.vectors, current.vectors)
+    return Report(compared, made[0], found, _shown(context, current, found))
 
 
-def _vectors(context: StageContext, window: str) -> mmd.Vectors:
-    body = context.storage.get(context.input("collect_requests", f"{window}_vectors"))
-    vectors: mmd.Vectors = numpy.load(io.BytesIO(body), allow_pickle=False)
-    return vectors
-
-
-def _values(
-    context: StageContext, reference: list[Row], current: list[Row], vectors: dict[str, mmd.Vectors]
-) -> tuple[Values, dict[str, str]]:
-    """Return the values of each figure that can be tested, and why the others cannot."""
-    least = context.settings.drift_min_requests
-    kind = same_kind(reference, current)
-    sides = [columns(window) for window in (reference, current)]
-    # Answers of two kinds take differently long, so only the commonest kind's latency is compared.
-    alike = [columns([row for row in window if row["kind"] == kind]) for window in (reference, current)]
-    values, skipped = {}, {}
-    for figure in FIGURES:
-        before, after = (
-            [value for value in side[figure.name] if value is not None]
-            for side in (alike if figure.name == "latency_ms" else sides)
-        )
-        if min(len(before), len(after)) < least:
-            skipped[figure.name] = f"{len(before)} and {len(after)} values, {least} needed"
-        elif len({*before, *after}) == 1:
-            skipped[figure.name] = f"always {before[0]:g}"
-        else:
-            values[figure.name] = (before, after)
-    sizes = [len(vectors[name]) for name in _WINDOWS]
-    if min(sizes) < least:
-        skipped[EMBEDDING] = f"{sizes[0]} and {sizes[1]} vectors of one embedder, {least} needed"
-    return values, skipped
-
-
-def _tested(
-    context: StageContext,
-    values: Values,
-    reference: list[Row],
-    current: list[Row],
-    vectors: dict[str, mmd.Vectors],
-) -> tuple[bytes, dict[str, Any], dict[str, float]]:
-    """Return the report as HTML and JSON, and the uncorrected p-value of every test."""
-    shown = {name: ([*before], [*after]) for name, (before, after) in values.items()}
-    p_values = {}
-    least = context.settings.drift_min_requests
-    body: dict[str, Any] = {}
-    if min(len(side) for side in vectors.values()) >= least:
-        outcome = mmd.two_sample(vectors["reference"], vectors["current"])
-        p_values[EMBEDDING] = outcome.p_value
-        body["question_embedding"] = {"mmd2": outcome.statistic, "p_value": outcome.p_value, "seed": mmd.SEED}
-        body["question_embedding"] |= {"permutations": mmd.PERMUTATIONS, "features": 2 * mmd.FEATURES}
-        shown["question_novelty"] = (
-            mmd.novelty(vectors["reference"], vectors["reference"], same=True).tolist(),
-            mmd.novelty(vectors["reference"], vectors["current"]).tolist(),
-        )
-    shares = [figure.name for figure in FIGURES if figure.change == "share" and figure.name in shown]
-    numbers = [name for name in shown if name not in shares]
-    sides = [_padded({name: pair[side] for name, pair in shown.items()}) for side in (0, 1)]
-    found = evidently_report(sides[0], sides[1], numbers, shares, context.settings.drift_alpha)
-    p_values |= {name: found.p_values[name] for name in values}
-    return found.html, body | {"evidently": found.json}, p_values
+def _novelty(reference: Window, current: Window) -> tuple[Any, Any]:
+    """Return how far questions of both windows are from the reference's; of at most so many, as all pairs are looked at."""
+    step = [max(1, -(-len(side.vectors) // _SHOWN_VECTORS)) for side in (reference, current)]
+    before, after = reference.vectors[:: step[0]], current.vectors[:: step[1]]
+    return mmd.novelty(before, before, same=True), mmd.novelty(before, after)
 
 
 def _padded(side: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """Return columns of one length; Evidently leaves the missing values out."""
-    rows = max(len(values) for values in side.values())
+    rows = max((len(values) for values in side.values()), default=0)
     return {name: [*values, *([None] * (rows - len(values)))] for name, values in side.items()}
 
 
-def _judge(
-    values: Values,
-    p_values: dict[str, float],
-    alpha: float,
-    vectors: dict[str, mmd.Vectors],
-) -> dict[str, Test]:
-    """Return every test with its corrected p-value and whether the figure drifted."""
-    adjusted = mmd.holm(p_values)
-    tests = {}
-    figures: dict[str, Figure] = {figure.name: figure for figure in FIGURES}
-    for name, p_value in sorted(p_values.items()):
-        significant = adjusted[name] < alpha
-        if name == EMBEDDING:
-            before_rows, after_rows = (len(vectors[window]) for window in _WINDOWS)
-            tests[name] = Test(
-                name, p_value, adjusted[name], before_rows, after_rows, None, None, 0.0, 0.0, significant
-            )
-            continue
-        figure, (before, after) = figures[name], values[name]
-        levels = level(figure, before), level(figure, after)
-        moved = change(figure, *levels)
-        drifted = significant and matters(figure, moved)
-        tests[name] = Test(
-            name, p_value, adjusted[name], len(before), len(after), *levels, moved, figure.least, drifted
-        )
-    return tests
+def _shown(context: StageContext, current: Window, found: Topics) -> list[dict[str, Any]]:
+    """Return the topics with their questions, as they may be shown."""
+    ids = current.ids[numpy.argsort(numpy.where(current.vector < 0, len(current.ids), current.vector), kind="stable")]
+    with connect(context.settings.database_url.get_secret_value()) as connection:
+        return [
+            {
+                "kind": topic.kind,
+                "before": round(topic.before, 4),
+                "now": round(topic.now, 4),
+                "examples": examples.shown(connection, [str(ids[position]) for position in topic.examples]),
+            }
+            for topic in found.changed
+        ]
 
 
-def _new_topics(vectors: dict[str, mmd.Vectors], current: list[Row]) -> list[str]:
-    """Return the current questions furthest from all earlier ones."""
-    questions = {row["vector"]: str(row["question"]) for row in current if row["vector"] is not None}
-    return [questions[position][:200] for position in mmd.furthest(vectors["reference"], vectors["current"], EXAMPLES)]
+def _result(context: StageContext, report: Report | None, asked: golden.Golden, least: int) -> dict[str, Any]:
+    """Return what was found as a JSON value: `tests.json`, and what `decide` reads."""
+    compared = report.compared if report else Compared({}, {})
+    without = compared.without or compared
+    collected = context.inputs["collect_requests"].facts
+    rate = None
+    if report:
+        spans = [_hours(collected["windows"][name]) for name in _WINDOWS]
+        totals = [context.inputs["collect_requests"].counts[f"{name}_total"] for name in _WINDOWS]
+        rate = (totals[1] / spans[1]) / (totals[0] / spans[0]) if min(spans) >= 1 else None
+    return {
+        "enough": report is not None,
+        "least_requests": least,
+        "drifted": without.drifted,
+        "harm": without.harm,
+        "tests": {name: test.to_dict() for name, test in without.tests.items()},
+        "not_tested": compared.skipped,
+        "surges": {name: round(share, 4) for name, share in compared.surges.items()},
+        "set_aside": compared.set_aside if compared.without else 0,
+        "explained": sorted({*compared.harm} - {*without.harm}),
+        "rate": round(rate, 3) if rate is not None else None,
+        "topics": report.shown if report else [],
+        "topics_moved": round(report.topics.moved, 4) if report and report.topics else None,
+        "golden": {"now": asked.now, "then": asked.then, "problem": asked.problem},
+        "golden_fell": asked.fell(context.settings.retrieval_margin),
+    }
+
+
+def _hours(span: dict[str, Any]) -> float:
+    from datetime import datetime
+
+    if span["from"] is None:
+        return 0.0
+    return (datetime.fromisoformat(span["to"]) - datetime.fromisoformat(span["from"])).total_seconds() / 3600
+
+
+def _written(
+    context: StageContext, report: Report | None, result: dict[str, Any], counts: dict[str, int]
+) -> dict[str, Artifact]:
+    def put(name: str, body: bytes) -> Artifact:
+        return context.storage.put_bytes(f"{context.folder}/{name}", body, content_type="text/html")
+
+    outputs = {"tests.json": context.storage.put_json(f"{context.folder}/tests.json", result)}
+    if report:
+        body = {"evidently": report.evidently.json, "p_values": report.evidently.p_values}
+        if test := report.compared.tests.get(EMBEDDING):
+            body[EMBEDDING] = {"p_value": test.p_value, "seed": mmd.SEED, "permutations": mmd.PERMUTATIONS}
+        outputs["report.json"] = context.storage.put_json(f"{context.folder}/report.json", body)
+        outputs["report.html"] = put("report.html", report.evidently.html)
+        outputs["summary.html"] = put("summary.html", page(context.run, result, counts))
+    return outputs
 
 
 def _track(context: StageContext, outputs: dict[str, Artifact], tests: dict[str, Test]) -> dict[str, str]:
@@ -198,7 +199,7 @@ def _track(context: StageContext, outputs: dict[str, Artifact], tests: dict[str,
     return {"mlflow_run_id": run_id, "mlflow_url": url}
 
 
-def _record(context: StageContext, result: dict[str, Any], report_uri: str, reference: int, current: int) -> int:
+def _record(context: StageContext, result: dict[str, Any], report_uri: str, counts: dict[str, int]) -> int:
     """Write the row of `drift_windows` (a repeated run replaces its own) and return its id."""
     windows = context.inputs["collect_requests"].facts["windows"]
     with connect(context.settings.database_url.get_secret_value(), vectors=False) as connection:
@@ -211,10 +212,10 @@ def _record(context: StageContext, result: dict[str, Any], report_uri: str, refe
                 context.run,
                 windows["reference"]["from"],
                 windows["reference"]["to"],
-                reference,
+                counts["reference"],
                 windows["current"]["from"],
                 windows["current"]["to"],
-                current,
+                counts["current"],
                 json.dumps(result),
                 report_uri,
             ),

@@ -121,13 +121,14 @@ QUERIES: tuple[str, ...] = (
     """
     WITH found AS (
         SELECT id, action, EXISTS (
-            SELECT FROM jsonb_each(evidence->'tests') test WHERE (test.value->>'drifted')::boolean
+            SELECT FROM jsonb_each(evidence->'tests') test WHERE (test.value->>'harm')::boolean
         ) AS drifted FROM decisions
     )
     SELECT count(*) AS millrace_drift_without_action_in_a_row FROM found
     WHERE id > coalesce((SELECT max(id) FROM found WHERE action <> 'none' OR NOT drifted), 0)
     """,
-    "SELECT action, cause, count(*) AS millrace_decisions_total FROM decisions GROUP BY action, cause",
+    "SELECT action, cause, coalesce(held_by, '') AS held_by, count(*) AS millrace_decisions_total FROM decisions "
+    "GROUP BY action, cause, held_by",
     """
     SELECT action, extract(epoch FROM max(created_at)) AS millrace_decision_last_timestamp_seconds
     FROM decisions GROUP BY action

@@ -74,6 +74,12 @@ def _classifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+def classified(text: str) -> tuple[str, float]:
+    """Return the likeliest language of a text, however short, and how likely it is: 0 to 1."""
+    language, likely = _classifier().classify(text)
+    return str(language), float(likely)
+
+
 def language_of(text: str) -> list[tuple[str, float]]:
     """Return the languages a text may be in, the likeliest first; nothing for a text too short to tell."""
     prose = _FENCED.sub(" ", text[: 4 * _SAMPLE])[:_SAMPLE]

@@ -70,7 +70,7 @@ class ClusterLoop(Loop):
 
     def _drift(self, since: datetime) -> None:
         """Run the nightly check; of the training that it starts, see the first stage end well, and stop it."""
-        self._dag("drift", "watch_drift", {"since": since.isoformat()})
+        self._dag("drift", "watch_drift", {"since": since.isoformat(), "agree": 1})
         facts = self.findings.references["drift"]["decide"]["facts"]
         dag, run = facts["dag_id"], facts["dag_run_id"]
         self.progress.begin("retraining")

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from tasks.contracts import Manifest
 from tasks.database import connect, migrate
-from tasks.errors import OptionError
+from tasks.errors import ManifestError, OptionError
 from tasks.registry import load_stage
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
@@ -60,13 +60,29 @@ class Watch:
                 places = sql.SQL(", ").join(map(sql.Placeholder, row))
                 connection.execute(sql.SQL("INSERT INTO requests ({}) VALUES ({})").format(names, places), row)
 
-    def stages(self, run: str | None = None, **settings: Any) -> dict[str, Manifest]:
+    def stages(self, run: str | None = None, agree: int = 1, running: int = 0, **settings: Any) -> dict[str, Manifest]:
         """Run the three stages over the requests before and after the shift."""
         run = run or f"s3://{self.settings.s3_bucket}/runs/watch_drift/{uuid.uuid4()}"
         chosen = self.settings.model_copy(update=settings)
-        given = {"collect_requests": {"since": SHIFT.isoformat()}}
+        options = {
+            "collect_requests": {"since": SHIFT.isoformat()},
+            "decide": {"agree": str(agree), "running": str(running)},
+        }
         names = ("collect_requests", "report_drift", "decide")
-        return {name: run_stage(load_stage(name), chosen, run, None, given.get(name, {})) for name in names}
+        return {name: run_stage(load_stage(name), chosen, run, None, options.get(name, {})) for name in names}
+
+    def correct(self, count: int) -> None:
+        """Give accepted corrections."""
+        with connect(self.url) as connection:
+            for _ in range(count):
+                connection.execute(
+                    "INSERT INTO feedback (request_id, rating, correction, status, reviewed_by) VALUES (%s, 'down', 'so', 'accepted', 'r')",
+                    (uuid.uuid4(),),
+                )
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with connect(self.url) as connection:
+            return connection.execute(query.encode(), values).fetchall()
 
     def index_everything(self) -> None:
         """Fill `documents` as a sync of the corpus would."""
@@ -92,35 +108,196 @@ def watch(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
     process_settings.cache_clear()
 
 
-def test_new_topics_start_a_training_once(watch: Watch) -> None:
+def test_topics_that_the_documents_lack_start_a_training_on_the_corrections_once(watch: Watch) -> None:
     watch.index_everything()
+    watch.correct(12)
     watch.ask(160, SHIFT - timedelta(hours=2), (0, 1, 2, 3), 1)
     watch.ask(160, SHIFT + timedelta(minutes=1), (0, 9, 10), 2, score=0.4)
     first = watch.stages()
     report, decision = first["report_drift"], first["decide"].facts
-    assert report.facts["drifted"] == ["best_score", "question_embedding"]
+    assert report.facts["drifted"] == ["best_score", "no_good_hit", "question_embedding"]
+    assert report.facts["harm"] == ["best_score", "no_good_hit"]
     assert report.facts["p_values"]["question_embedding"] < 0.01
     furthest = report.facts["new_topics"][:2]
     assert {text.rsplit(" ", 1)[1] for text in furthest} == {"9", "10"}
-    assert (decision["action"], decision["dag_id"]) == ("train_again", "fine_tune")
+    assert (decision["action"], decision["cause"], decision["dag_id"]) == ("train_again", "knowledge", "fine_tune")
+    assert "on 12 new accepted corrections" in decision["reason"] and "about topic 9" in decision["reason"]
     assert decision["dag_run_id"] == f"drift__{decision['decision']}"
     assert decision["conf"] == {"decision": str(decision["decision"])}
 
     run = first["decide"].run
     assert watch.stages(run)["decide"].facts == decision  # a repeated run decides nothing anew
     same = watch.stages()["decide"].facts
-    assert (same["action"], same["cause"], same["dag_id"]) == ("none", "same_evidence", "")
+    assert (same["action"], same["held_by"], same["dag_id"]) == ("none", "same_evidence", "")
 
     watch.ask(20, SHIFT + timedelta(minutes=20), (9,), 3, score=0.4)
     held = watch.stages()["decide"].facts
-    assert (held["action"], held["cause"]) == ("none", "cooldown") and "20 hours" in held["reason"]
+    assert (held["action"], held["held_by"]) == ("none", "cooldown") and "20 hours" in held["reason"]
     free = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
     assert free["action"] == "train_again" and free["decision"] > decision["decision"]
-    with connect(watch.url) as connection:
-        rows = list(connection.execute("SELECT action, dag_run_id, window_id FROM decisions ORDER BY id"))
+    rows = watch.rows("SELECT action, dag_run_id, window_id FROM decisions ORDER BY id")
     assert [row["action"] for row in rows] == ["train_again", "none", "none", "train_again"]
     assert [row["dag_run_id"] is None for row in rows] == [False, True, True, False]
     assert all(row["window_id"] for row in rows)
+
+
+def shifted(watch: Watch) -> None:
+    """Record a shift that the documents do not answer, with corrections to learn from."""
+    watch.index_everything()
+    watch.correct(12)
+    watch.ask(160, SHIFT - timedelta(hours=2), (0, 1), 1)
+    watch.ask(160, SHIFT + timedelta(minutes=1), (9,), 2, score=0.4)
+
+
+def test_one_window_alone_starts_nothing(watch: Watch) -> None:
+    shifted(watch)
+    alone = watch.stages(agree=0)["decide"].facts
+    assert (alone["action"], alone["held_by"]) == ("none", "agreement") and "1 of the last 1 windows" in alone["reason"]
+    again = watch.stages(agree=0)["decide"].facts  # the same requests a second time are no second window
+    assert again["held_by"] == "agreement"
+    before = {"since": (SHIFT - timedelta(days=1)).isoformat(), "until": SHIFT.isoformat()}
+    with connect(watch.url) as connection:
+        connection.execute(
+            "UPDATE decisions SET evidence = jsonb_set(evidence, '{window}', %s::jsonb) WHERE id = %s",
+            (json.dumps(before), alone["decision"]),
+        )
+    agreed = watch.stages(agree=0)["decide"].facts
+    assert (agreed["action"], agreed["held_by"]) == ("train_again", None)
+
+
+def test_one_action_at_a_time(watch: Watch) -> None:
+    shifted(watch)
+    facts = watch.stages(running=1)["decide"].facts
+    assert (facts["action"], facts["held_by"]) == ("none", "busy")
+
+
+def test_a_budget_holds_trainings(watch: Watch) -> None:
+    shifted(watch)
+    assert watch.stages(drift_trainings=0)["decide"].facts["held_by"] == "budget"
+    with connect(watch.url) as connection:
+        connection.execute(
+            "INSERT INTO stage_costs (run, stage, status, started_at, ended_at, resource_seconds, host) "
+            "VALUES ('r', 'train', 'complete', now(), now(), '{\"gpu\": 36000}', 'h')"
+        )
+    facts = watch.stages(gpu_budget_hours=9.0)["decide"].facts
+    assert facts["held_by"] == "budget" and "10.0 GPU hours were used" in facts["reason"]
+    assert watch.stages(gpu_budget_hours=11.0)["decide"].facts["action"] == "train_again"
+
+
+def test_after_two_losing_candidates_a_person_is_asked(watch: Watch) -> None:
+    shifted(watch)
+
+    def trained(verdict: str) -> None:
+        facts = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
+        assert facts["action"] == "train_again"
+        watch.ask(5, SHIFT + timedelta(minutes=30), (9,), facts["decision"] + 50, score=0.4)
+        with connect(watch.url) as connection:
+            run = f"s3://{watch.settings.s3_bucket}/runs/fine_tune/{facts['dag_run_id']}"
+            connection.execute(
+                "INSERT INTO stage_runs (run, stage, trace_id, host, started_at, ended_at, exit_code, verdict) "
+                "VALUES (%s, 'gate', 't', 'h', now(), now(), 3, %s)",
+                (run, verdict),
+            )
+
+    for verdict in ("promote", "hold", "review"):
+        trained(verdict)
+    facts = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
+    assert (facts["action"], facts["held_by"], facts["dag_id"]) == ("alert", "losing_candidates", "")
+    assert "its last two candidates lost" in facts["reason"]
+
+
+def test_a_corpus_that_has_nothing_is_read_once_more_and_then_a_person_is_asked(watch: Watch) -> None:
+    watch.index_everything()
+    watch.ask(160, SHIFT - timedelta(hours=2), (0, 1), 1)
+    watch.ask(160, SHIFT + timedelta(minutes=1), (9,), 2, score=0.4)
+    first = watch.stages()["decide"].facts
+    assert (first["action"], first["detail"]) == ("refresh_knowledge", "topics_missing")
+    watch.ask(5, SHIFT + timedelta(minutes=30), (9,), 3, score=0.4)
+    second = watch.stages()["decide"].facts
+    assert (second["action"], second["detail"]) == ("alert", "documents_needed")
+    assert "about topic 9" in second["reason"]
+
+
+def test_worse_ratings_with_good_hits_train_again(watch: Watch) -> None:
+    watch.index_everything()
+    watch.correct(10)
+    for at, seed, bad in ((SHIFT - timedelta(hours=2), 1, 10), (SHIFT + timedelta(minutes=1), 2, 2)):
+        watch.ask(160, at, (0, 1), seed, kind="chat", answer="an answer")
+        with connect(watch.url) as connection:
+            connection.execute(
+                "INSERT INTO feedback (request_id, rating) SELECT id, CASE WHEN row_number() OVER (ORDER BY id) %% %s = 0 "
+                "THEN 'down' ELSE 'up' END FROM requests WHERE created_at >= %s",
+                (bad, at),
+            )
+    facts = watch.stages()["decide"].facts
+    assert (facts["action"], facts["cause"], facts["drifted"]) == ("train_again", "behaviour", ["negative"])
+
+
+def test_what_one_client_did_is_an_alert(watch: Watch) -> None:
+    watch.index_everything()
+    for client in range(4):
+        watch.ask(60, SHIFT - timedelta(hours=2), (0, 1), client, client=f"team {client}")
+        watch.ask(40, SHIFT + timedelta(minutes=1), (0, 1), client + 10, client=f"team {client}")
+    watch.ask(70, SHIFT + timedelta(minutes=9), (9,), 20, score=0.2, client="load test")
+    facts = watch.stages()["decide"].facts
+    assert (facts["action"], facts["cause"], facts["detail"]) == ("alert", "traffic", "one_source")
+    assert "one client is 30% of the requests" in facts["reason"] and "load test" not in facts["reason"]
+
+
+def test_the_reference_is_frozen_with_the_model_and_the_prompt(watch: Watch) -> None:
+    start = SHIFT - timedelta(days=20)
+    watch.ask(120, start, (0, 1), 1)
+    watch.ask(120, start + timedelta(days=9), (5,), 2, score=0.1)  # after its week: no part of it
+    watch.ask(120, SHIFT + timedelta(minutes=1), (0, 1), 3)
+    first = watch.stages()
+    collected = first["collect_requests"]
+    assert collected.counts["reference"] == 120 and collected.facts["reference_frozen"].startswith(
+        f"s3://{watch.settings.s3_bucket}/references/release-0/"
+    )
+    assert collected.facts["windows"]["reference"]["to"] < (start + timedelta(days=1)).isoformat()
+    watch.ask(60, start + timedelta(hours=1), (5,), 4)  # late rows change nothing
+    again = watch.stages()["collect_requests"]
+    assert again.counts["reference"] == 120
+    assert again.outputs["reference"].sha256 == collected.outputs["reference"].sha256
+    [row] = watch.rows("SELECT release, rows FROM drift_references")
+    assert (row["release"], row["rows"]) == (0, 120)
+
+
+def test_a_frozen_reference_that_was_changed_is_refused(watch: Watch) -> None:
+    watch.ask(120, SHIFT - timedelta(days=20), (0, 1), 1)
+    watch.ask(120, SHIFT + timedelta(minutes=1), (0, 1), 3)
+    uri = watch.stages()["collect_requests"].facts["reference_frozen"]
+    watch.storage.put_bytes(uri, b"something else")
+    with pytest.raises(ManifestError, match="sha256"):
+        watch.stages()
+
+
+def test_a_quiet_window_grows(watch: Watch) -> None:
+    watch.ask(200, NOW - timedelta(days=6), (0,), 1)
+    watch.ask(60, NOW - timedelta(days=2), (0,), 2)
+    watch.ask(60, NOW - timedelta(hours=3), (0,), 3)
+    run = f"s3://{watch.settings.s3_bucket}/runs/watch_drift/{uuid.uuid4()}"
+    found = run_stage(load_stage("collect_requests"), watch.settings, run, None, {})
+    assert found.counts["current"] == 120 and found.facts["hours"] == pytest.approx(96)
+    short = watch.settings.model_copy(update={"drift_longest_days": 1.0})
+    run = f"s3://{watch.settings.s3_bucket}/runs/watch_drift/{uuid.uuid4()}"
+    assert run_stage(load_stage("collect_requests"), short, run, None, {}).counts["current"] == 60
+
+
+def test_examples_hold_no_personal_data_and_no_markup(watch: Watch) -> None:
+    watch.ask(160, SHIFT - timedelta(hours=2), (0, 1), 1)
+    watch.ask(
+        160,
+        SHIFT + timedelta(minutes=1),
+        (9,),
+        2,
+        question="<script>alert(1)</script> write to anna.huber@huber-und-sohn.at now",
+    )
+    manifests = watch.stages()
+    page = watch.storage.get(manifests["report_drift"].outputs["summary.html"]).decode()
+    everything = page + json.dumps(manifests["decide"].facts) + json.dumps(manifests["report_drift"].facts)
+    assert "anna.huber@huber-und-sohn.at" not in everything
+    assert "<script>alert" not in page and "&lt;script&gt;" in page
 
 
 def test_the_report_is_kept_and_shown_in_mlflow(watch: Watch) -> None:
@@ -137,7 +314,7 @@ def test_the_report_is_kept_and_shown_in_mlflow(watch: Watch) -> None:
     shown = client.get_run(report.facts["mlflow_run_id"])
     assert shown.data.metrics["question_embedding_drifted"] == 1.0
     names = {item.path for item in client.list_artifacts(shown.info.run_id)}
-    assert names == {"report.html", "report.json", "tests.json"}
+    assert names == {"report.html", "report.json", "summary.html", "tests.json"}
 
 
 def test_an_index_that_is_behind_is_refreshed_first(watch: Watch) -> None:
@@ -156,7 +333,7 @@ def test_the_same_kind_of_requests_is_no_drift(watch: Watch) -> None:
     watch.ask(150, SHIFT + timedelta(minutes=1), (0, 1, 2, 3), 2)
     manifests = watch.stages()
     assert manifests["report_drift"].facts["drifted"] == []
-    assert manifests["decide"].facts["cause"] == "no_drift"
+    assert manifests["decide"].facts["detail"] == "no_drift"
 
 
 def test_too_few_requests_are_not_judged(watch: Watch) -> None:
@@ -165,7 +342,7 @@ def test_too_few_requests_are_not_judged(watch: Watch) -> None:
     manifests = watch.stages()
     report = manifests["report_drift"].facts
     assert (report["enough"], report["drifted"], report["tests"]) == (False, [], {})
-    assert manifests["decide"].facts["cause"] == "too_few_requests"
+    assert manifests["decide"].facts["detail"] == "too_few_requests"
 
 
 def test_requests_without_a_vector_are_counted_and_left_out_of_that_test(watch: Watch) -> None:
@@ -193,21 +370,15 @@ def test_bad_rows_are_quarantined_with_a_reason(watch: Watch) -> None:
 
 
 def test_a_window_of_more_rows_is_sampled_and_counted(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.monitoring import collect_requests
+    from tasks.monitoring import collect_requests, references
 
     monkeypatch.setattr(collect_requests, "MOST_ROWS", 40)
+    monkeypatch.setattr(references, "MOST_ROWS", 50)
     watch.ask(60, SHIFT - timedelta(hours=2), (0,), 1)
     watch.ask(90, SHIFT + timedelta(minutes=1), (0,), 2)
-    collected = watch.stages()["collect_requests"]
-    counts = collected.counts
-    assert (counts["reference"], counts["reference_total"], counts["current"], counts["current_total"]) == (
-        40,
-        60,
-        40,
-        90,
-    )
-    rows = list(watch.storage.get_rows(collected.outputs["reference"]))
-    assert rows[0]["question"].startswith("question 20 ")  # the newest of the reference
+    counts = watch.stages()["collect_requests"].counts
+    sampled = (counts["reference"], counts["reference_total"], counts["current"], counts["current_total"])
+    assert sampled == (50, 60, 40, 90)
 
 
 @pytest.mark.parametrize("since", ["yesterday", "2999-01-01T00:00:00+00:00"])

@@ -48,12 +48,12 @@ STATEMENTS = (
     ('w1', 1, 1, '{"tests": {}}', 'u'),
     ('w2', 335, 297, '{"tests": {"best_score": {"drifted": true, "p_adjusted": 1e-9},
         "latency_ms": {"drifted": false, "p_adjusted": 0.4}}}', 'u')""",
-    """INSERT INTO decisions (run, action, cause, reason, evidence) VALUES
-    ('d1', 'train_again', 'c', 'r', '{"tests": {"best_score": {"drifted": true}}}'),
-    ('d2', 'none', 'cooldown', 'r', '{"tests": {"best_score": {"drifted": true}}}'),
-    ('d3', 'none', 'quiet', 'r', '{"tests": {"best_score": {"drifted": false}}}'),
-    ('d4', 'none', 'cooldown', 'r', '{"tests": {"best_score": {"drifted": true}}}'),
-    ('d5', 'none', 'cooldown', 'r', '{"tests": {"latency_ms": {"drifted": true}}}')""",
+    """INSERT INTO decisions (run, action, cause, held_by, reason, evidence) VALUES
+    ('d1', 'train_again', 'knowledge', NULL, 'r', '{"tests": {"best_score": {"harm": true}}}'),
+    ('d2', 'none', 'knowledge', 'cooldown', 'r', '{"tests": {"best_score": {"harm": true}}}'),
+    ('d3', 'none', 'none', NULL, 'r', '{"tests": {"best_score": {"harm": false}}}'),
+    ('d4', 'none', 'knowledge', 'cooldown', 'r', '{"tests": {"best_score": {"harm": true}}}'),
+    ('d5', 'none', 'knowledge', 'cooldown', 'r', '{"tests": {"latency_ms": {"harm": true}}}')""",
     """INSERT INTO requests (id, created_at, kind, question, latency_ms, error) VALUES
     (gen_random_uuid(), now() - interval '2 d', 'chat', 'q', 1, NULL),
     (gen_random_uuid(), now() - interval '1 h', 'chat', 'q', 1, NULL),

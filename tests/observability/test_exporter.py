@@ -110,7 +110,7 @@ def test_the_loop_is_told_as_its_rows_say(filled: Scrape) -> None:
     assert value(filled, "drift_figure_drifted", figure="best_score") == 1
     assert value(filled, "drift_window_requests", window="current") == 297
     assert value(filled, "drift_without_action_in_a_row") == 2
-    assert value(filled, "decisions_total", action="none", cause="cooldown") == 3
+    assert value(filled, "decisions_total", action="none", cause="knowledge", held_by="cooldown") == 3
     assert value(filled, "requests_last_day", kind="chat", outcome="answered") == 1
     assert value(filled, "requests_last_day", kind="search", outcome="Busy") == 1
 

@@ -130,7 +130,7 @@ def test_a_decision_starts_its_dag_once(airflow: Loop) -> None:
     assert airflow.finish("decide", "moved")[1]["trigger"] == "success"
     started = airflow.get("/dags/tune/dagRuns/drift__7")
     assert started["conf"] == {"decision": "7 <it's>"}
-    assert started["note"] == "Started by drift: it moved"
+    assert started["note"] == "Started by drift, in [decide moved](/dags/decide/runs/moved): it moved"
     airflow.start("decide", "again", facts=json.dumps(facts))
     assert airflow.finish("decide", "again")[1]["trigger"] == "skipped"
 
