@@ -1,10 +1,11 @@
-"""Retire what nobody uses any more: index versions and run folders.
+"""Retire what nobody uses any more: index versions, run folders, and served requests.
 
 Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An index version is kept when it is current,
 when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it is among the newest
 `MILLRACE_KEEP_INDEX_VERSIONS` of its corpus that served before. What never served (being built, refused, left by a killed
 tune-index) is kept for a day, and so are a killed tune-index' vectors.
-A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`. Writes `retired`,
+A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`; a day of requests for
+`MILLRACE_KEEP_REQUEST_DAYS` (`tasks.serving.retention`, which makes the partitions of the coming days too). Writes `retired`,
 the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
 listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
 """
@@ -23,6 +24,7 @@ from tasks.knowledge import index_tables, tuning
 from tasks.knowledge.corpora import DEFAULT
 from tasks.release import ledger as releases
 from tasks.release.ledger import ledger
+from tasks.serving import retention
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
 _BUILD_TIME = timedelta(days=1)
@@ -49,11 +51,14 @@ class Known:
 def run(context: StageContext, options: Options) -> StageResult:
     """Drop index versions and delete run folders that nobody uses; list each one."""
     # No backup may be copying: it would lack what is deleted here and is named by what it dumped before.
-    with alone(context.settings.database_url.get_secret_value(), "housekeeping"):
-        return _retire(context, datetime.now(UTC), options.dry_run == "yes")
+    now, dry = datetime.now(UTC), options.dry_run == "yes"
+    url = context.settings.database_url.get_secret_value()
+    with alone(url, "housekeeping"):
+        requests = retention.keep_house(url, context.settings.keep_request_days, now, dry=dry)
+        return _retire(context, now, dry, requests)
 
 
-def _retire(context: StageContext, now: datetime, dry: bool) -> StageResult:
+def _retire(context: StageContext, now: datetime, dry: bool, requests: list[dict[str, Any]]) -> StageResult:
     with ledger(context.settings) as connection:
         # Held until the end: no release can name a version while it is being dropped.
         releases.lock(connection)
@@ -78,12 +83,15 @@ def _retire(context: StageContext, now: datetime, dry: bool) -> StageResult:
         for known in versions
     ]
     rows += [{"kind": "run_folder", "name": folder, "objects": count} for folder, count in folders]
+    rows += requests
     return StageResult(
         outputs={"retired": context.storage.put_rows(f"{context.folder}/retired.jsonl", rows)},
         counts={
             "index_versions": len(versions),
             "run_folders": len(folders),
             "objects": objects,
+            "request_days": sum(row["kind"] == "request_day" for row in requests),
+            "requests": sum(row["rows"] for row in requests),
             "tuning_vectors": vectors,
         },
         facts={"dry_run": dry, "index_versions": [known.version for known in versions]},

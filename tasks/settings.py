@@ -39,6 +39,16 @@ class Settings(BaseSettings):
         description="SHA-256 of each accepted API key, comma-separated; without it only 127.0.0.1 is served",
     )
     assistant_key: SecretStr | None = Field(default=None, description="API key that `replay` sends to the assistant")
+    # What people say of answers, and how long requests are kept.
+    assistant_reviewers: str | None = Field(
+        default=None,
+        description="Names of the API keys that may set reviewed_by of feedback, comma-separated; unset: all may, empty: none",
+    )
+    keep_request_days: int = Field(
+        default=180,
+        ge=1,
+        description="Days served requests are kept by housekeeping; feedback that is trained on stays",
+    )
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
 

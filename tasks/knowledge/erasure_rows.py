@@ -18,6 +18,7 @@ _ANSWERED = (
     "hits @> jsonb_build_array(jsonb_build_object('document_uri', %(uri)s::text)) AND (index_version IS NULL "
     "OR index_version IN (SELECT version FROM index_versions WHERE corpus = %(corpus)s))"
 )
+_OTHER_HITS = "(SELECT coalesce(jsonb_agg(hit), '[]') FROM jsonb_array_elements(hits) AS hit WHERE hit->>'document_uri' <> %(uri)s)"
 _STATEMENTS = {
     "documents": "DELETE FROM documents WHERE corpus = %(corpus)s AND uri = %(uri)s",
     # Chunks and examples are numbered after their document; examples have no corpus of their own.
@@ -29,12 +30,12 @@ _STATEMENTS = {
     ),
     "feedback": (
         "UPDATE feedback SET status = 'rejected' WHERE status <> 'rejected' "
-        f"AND request_id IN (SELECT id FROM requests WHERE {_ANSWERED})"
+        # The second half: those whose request was dropped with its day, and left them a copy.
+        f"AND (request_id IN (SELECT id FROM requests WHERE {_ANSWERED}) OR ({_ANSWERED}))"
     ),
-    "requests": (
-        "UPDATE requests SET answer = NULL, hits = (SELECT coalesce(jsonb_agg(hit), '[]') FROM jsonb_array_elements(hits) AS hit "
-        f"WHERE hit->>'document_uri' <> %(uri)s) WHERE {_ANSWERED}"
-    ),
+    # After the one above, which finds them by what this one takes away.
+    "feedback_copies": f"UPDATE feedback SET answer = NULL, hits = {_OTHER_HITS} WHERE {_ANSWERED}",
+    "requests": (f"UPDATE requests SET answer = NULL, hits = {_OTHER_HITS} WHERE {_ANSWERED}"),
 }
 
 

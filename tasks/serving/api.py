@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from tasks.errors import MillraceError
 from tasks.serving.answering import LIVE_MODEL, Assistant, Begun
 from tasks.serving.bodies import completion, model_entry, search_result
-from tasks.serving.feedback import FeedbackBox, request_uuid
+from tasks.serving.feedback import FeedbackBox, Said, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
 from tasks.serving.language_model import Sampling
 from tasks.serving.metrics import CONTENT_TYPE
@@ -159,6 +159,10 @@ class FeedbackRequest(Strict):
     comment: Text | None = None
     reviewed_by: Annotated[Text, Field(max_length=200)] | None = None
 
+    def said(self) -> Said:
+        """Return what is said of the answer."""
+        return Said(self.rating, self.correction, self.comment, self.reviewed_by)
+
 
 def create_app(
     assistant: Assistant, feedback: FeedbackBox, *, keys: tuple[str, ...] = (), body_bytes: int = BODY_BYTES
@@ -195,9 +199,9 @@ def create_app(
         return search_result(assistant.search(body.query, body.k, body.user))
 
     @app.post("/v1/feedback")
-    def give_feedback(body: FeedbackRequest) -> dict[str, Any]:
+    def give_feedback(body: FeedbackRequest, request: Request) -> dict[str, Any]:
         request_id = request_uuid(body.request_id)
-        status = feedback.add(request_id, body.rating, body.correction, body.comment, body.reviewed_by)
+        status = feedback.add(request_id, body.said(), getattr(request.state, "key_name", ""))
         return {"object": "feedback", "request_id": str(request_id), "status": status}
 
     @app.get("/v1/models")

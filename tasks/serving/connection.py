@@ -2,13 +2,16 @@
 
 Reads and writes what its user's work does. Fails with `ServiceUnavailable` when Postgres does not
 answer; for a moment after that it fails at once, so that no request waits for a connect timeout that
-another has just seen.
+another has just seen. A server that is frozen ends no statement by its own timeout: after `work_seconds`
+the connection is broken from this side.
 """
 
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
@@ -22,8 +25,11 @@ T = TypeVar("T")
 class KeptConnection:
     """A connection for one kind of work; one piece of work at a time. Opens on first use."""
 
-    def __init__(self, url: str, *, statement_seconds: float = 5.0, rest_seconds: float = 1.0) -> None:
+    def __init__(
+        self, url: str, *, statement_seconds: float = 5.0, rest_seconds: float = 1.0, work_seconds: float = 10.0
+    ) -> None:
         self._url = url
+        self._work_seconds = work_seconds
         self._statement_ms = int(statement_seconds * 1000)
         self._rest = rest_seconds
         self._lock = threading.Lock()
@@ -51,7 +57,7 @@ class KeptConnection:
             raise ServiceUnavailable(str(self._away))
         try:
             connection = self._connection or self._open()
-            with connection.transaction():
+            with _bounded(connection, self._work_seconds), connection.transaction():
                 result = work(connection)
         except ServiceUnavailable as error:
             self._drop()
@@ -85,3 +91,27 @@ class KeptConnection:
         """Close the connection if one is open."""
         with self._lock:
             self._drop()
+
+
+@contextmanager
+def _bounded(connection: Connection, seconds: float) -> Iterator[None]:
+    """End the block's work with an OperationalError when Postgres has not answered after `seconds`."""
+    guard, over = threading.Lock(), False
+
+    def break_off() -> None:
+        with guard:
+            if over or connection.closed:
+                return
+            # Another thread waits for this socket: it must find it ended, not closed and perhaps opened as something else.
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ended:
+                ended.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with guard:
+            over = True

@@ -34,6 +34,12 @@ class UnknownRequest(Refusal, BadInput):
     status, code, param = 404, "request_not_found", "request_id"
 
 
+class NotAReviewer(Refusal, BadInput):
+    """Feedback is signed with a key that may not review."""
+
+    status, code, param = 403, "not_a_reviewer", "reviewed_by"
+
+
 class QuestionTooLong(Refusal, BadInput):
     """The messages alone do not fit the model's window."""
 

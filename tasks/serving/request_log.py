@@ -3,7 +3,8 @@
 Rows go through a bounded queue to one writer thread. Rows that Postgres cannot take now are appended to
 a spool file below the cache folder and written when it answers again (also by the next process); rows
 that do not fit the spool are counted as lost, with a log line. A row that Postgres refuses for what it
-holds is kept in `refused.jsonl` and counted. Nothing here fails or delays a request.
+holds is kept in `refused.jsonl` and counted. Nothing here fails or delays a request. The same thread makes
+the table's partitions of the coming days (`partitions`).
 """
 
 import base64
@@ -27,6 +28,7 @@ from psycopg.types.json import Jsonb
 from tasks.database import Connection
 from tasks.errors import ServiceUnavailable
 from tasks.serving.connection import KeptConnection
+from tasks.serving.partitions import Ahead
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ class RequestLog:
         self._refused, self._guard = folder / "requests.refused.jsonl", folder / "requests.lock"
         self._queue: queue.Queue[RequestRow] = queue.Queue(capacity)
         self._counts = {"written": 0, "spooled": 0, "lost": 0, "refused": 0}
-        self._pending: set[UUID] = set()
+        self._pending: dict[UUID, str] = {}  # with the name of the key that asked
+        self._ahead = Ahead(connection)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="request-log", daemon=True)
@@ -91,7 +94,7 @@ class RequestLog:
     def put(self, row: RequestRow) -> None:
         """Take a row; never waits for the database, never raises for its absence."""
         with self._lock:
-            self._pending.add(row.id)
+            self._pending[row.id] = row.key_name
         try:
             self._queue.put_nowait(row)
         except queue.Full:
@@ -101,6 +104,11 @@ class RequestLog:
         """Return whether a row is taken and not yet in the database."""
         with self._lock:
             return request_id in self._pending
+
+    def key_of(self, request_id: UUID) -> str | None:
+        """Return the name of the key that asked, of a row that is taken and not yet in the database; None of any other."""
+        with self._lock:
+            return self._pending.get(request_id)
 
     def counts(self) -> dict[str, int]:
         """Return rows written, spooled, lost and refused so far, rows not yet in Postgres, and the bytes of the spool."""
@@ -116,6 +124,8 @@ class RequestLog:
 
     def _write_on(self) -> None:
         while not self._stop.is_set() or not self._queue.empty():
+            if not self._stop.is_set():
+                self._ahead.work()
             rows = self._next_rows()
             if rows:
                 self._write(rows)
@@ -206,7 +216,8 @@ class RequestLog:
     def _done(self, rows: Sequence[RequestRow], count: str) -> None:
         with self._lock:
             self._counts[count] += len(rows)
-            self._pending.difference_update(row.id for row in rows)
+            for row in rows:
+                self._pending.pop(row.id, None)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

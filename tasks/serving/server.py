@@ -22,7 +22,7 @@ from tasks.options import parse_options
 from tasks.serving.answering import Assistant, find_in_postgres
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
-from tasks.serving.feedback import FeedbackBox
+from tasks.serving.feedback import FeedbackBox, parse_reviewers
 from tasks.serving.guard import parse_keys
 from tasks.serving.releases import Releases
 from tasks.serving.request_log import RequestLog
@@ -91,7 +91,7 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
     assistant = Assistant(releases, requests, find_in_postgres(connections[2], configured))
-    feedback = FeedbackBox(connections[3], requests)
+    feedback = FeedbackBox(connections[3], requests, parse_reviewers(configured.assistant_reviewers))
     releases.start()
     try:
         yield assistant, feedback

@@ -108,12 +108,19 @@ def read(reference: str, storage: Storage) -> list[Candidate]:
 
 
 def feedback(connection: Connection) -> list[Candidate]:
-    """Return what reviewers accepted, one a request: its newest correction, else its answer that was rated up."""
+    """Return what reviewers accepted, one a request: its newest correction, else its answer that was rated up.
+
+    Of a request that was dropped with its day, question and answer stand in the feedback itself. A thumb that the same
+    key turned down later, accepted too, is no longer up.
+    """
     rows = connection.execute(
-        "SELECT DISTINCT ON (f.request_id) f.id, f.request_id, f.reviewed_by, r.question, r.answer, f.correction "
-        "FROM feedback f JOIN requests r ON r.id = f.request_id "
-        "WHERE f.status = 'accepted' AND (f.correction IS NOT NULL "
-        "OR (f.rating = 'up' AND r.answer IS NOT NULL AND r.error IS NULL)) "
+        "SELECT DISTINCT ON (f.request_id) f.id, f.request_id, f.reviewed_by, "
+        "coalesce(r.question, f.question) AS question, coalesce(r.answer, f.answer) AS answer, f.correction "
+        "FROM feedback f LEFT JOIN requests r ON r.id = f.request_id "
+        "WHERE f.status = 'accepted' AND coalesce(r.question, f.question) IS NOT NULL AND (f.correction IS NOT NULL "
+        "OR (f.rating = 'up' AND coalesce(r.answer, f.answer) IS NOT NULL AND r.error IS NULL "
+        "AND NOT EXISTS (SELECT FROM feedback later WHERE later.request_id = f.request_id AND later.key_name = f.key_name "
+        "AND later.status = 'accepted' AND later.rating = 'down' AND later.id > f.id))) "
         "ORDER BY f.request_id, f.correction IS NULL, f.created_at DESC, f.id DESC"
     ).fetchall()
     return [_from_feedback(row) for row in rows]
