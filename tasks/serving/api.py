@@ -26,16 +26,29 @@ from starlette.exceptions import HTTPException
 from tasks.errors import MillraceError
 from tasks.serving.answering import LIVE_MODEL, Assistant, Begun
 from tasks.serving.bodies import completion, model_entry, search_result
-from tasks.serving.feedback import FeedbackBox, Said, request_uuid
+from tasks.serving.feedback import COMPLETION_ID, FeedbackBox, Said, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
 from tasks.serving.language_model import Sampling
 from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
+from tasks.serving.responses import (
+    EVENTS,
+    Alive,
+    Completion,
+    FeedbackTaken,
+    Models,
+    Readiness,
+    SearchResult,
+    answers,
+    describe,
+)
 from tasks.serving.streaming import EventStream, chunks
 from tasks.serving.tracing import Traced
 
 MAX_TOKENS = 1024
 QUESTION_CHARACTERS = 8_000
+ASKED = (400, 401, 404, 413, 429, 503)  # what a route that reads a body may refuse with
+_TOLD_CHARACTERS = 200  # of a field's name that the caller chose
 
 
 def _storable(text: str) -> str:
@@ -54,7 +67,7 @@ Text = Annotated[str, Field(max_length=100_000), AfterValidator(_said)]
 Turn = Annotated[str, Field(max_length=100_000), AfterValidator(_storable)]
 Question = Annotated[str, Field(max_length=QUESTION_CHARACTERS), AfterValidator(_said)]
 Client = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
-Stop = Annotated[str, Field(min_length=1, max_length=100)]
+Stop = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
 
 
 class Strict(BaseModel):
@@ -94,7 +107,7 @@ class ChatMessage(Strict):
 class StreamOptions(Strict):
     """What a stream says at its end."""
 
-    include_usage: bool = False
+    include_usage: bool = Field(default=False, strict=True)
     include_obfuscation: Literal[False] = False
 
 
@@ -107,16 +120,16 @@ class TextFormat(Strict):
 class ChatRequest(Strict):
     """Body of /v1/chat/completions. Fields of OpenAI's that are not here are refused, never ignored."""
 
-    model: Annotated[str, Field(max_length=200)] | None = None
+    model: Client | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=200)]
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    max_tokens: int | None = Field(default=None, strict=True, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, strict=True, ge=1, le=MAX_TOKENS)
+    temperature: float | None = Field(default=None, strict=True, ge=0, le=2)
+    top_p: float | None = Field(default=None, strict=True, gt=0, le=1)
+    seed: int | None = Field(default=None, strict=True, ge=0, lt=2**63)
     n: Literal[1] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    stream: bool | None = False
+    stream: bool | None = Field(default=False, strict=True)
     stream_options: StreamOptions | None = None
     user: Client | None = ""
     # What chat front ends send although it changes nothing; another value is refused.
@@ -146,14 +159,14 @@ class SearchRequest(Strict):
     """Body of /v1/search."""
 
     query: Question
-    k: int = Field(default=5, ge=1, le=50)
+    k: int = Field(default=5, strict=True, ge=1, le=50)
     user: Client = ""
 
 
 class FeedbackRequest(Strict):
     """Body of /v1/feedback. `request_id` is the id of a completion, or its `request_id`."""
 
-    request_id: Annotated[str, Field(max_length=100)]
+    request_id: Annotated[str, Field(pattern=COMPLETION_ID)]
     rating: Literal["up", "down"]
     correction: Text | None = None
     comment: Text | None = None
@@ -173,8 +186,9 @@ def create_app(
     app.add_middleware(Traced, count=assistant.meters.responded)  # added last, so it is outermost
     _add_error_handlers(app)
     _add_probes(app, assistant)
+    describe(app)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", response_model=None, responses=answers(Completion, *ASKED, content=EVENTS))
     def chat(body: ChatRequest) -> Any:
         messages = [plain for message in body.messages if (plain := message.plain())["content"].strip()]
         if not messages:
@@ -194,17 +208,17 @@ def create_app(
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(chunks(begun, events, with_usage=with_usage), events)
 
-    @app.post("/v1/search")
+    @app.post("/v1/search", response_model=None, responses=answers(SearchResult, *ASKED))
     def search(body: SearchRequest) -> dict[str, Any]:
         return search_result(assistant.search(body.query, body.k, body.user))
 
-    @app.post("/v1/feedback")
+    @app.post("/v1/feedback", response_model=None, responses=answers(FeedbackTaken, *ASKED, 403))
     def give_feedback(body: FeedbackRequest, request: Request) -> dict[str, Any]:
         request_id = request_uuid(body.request_id)
         status = feedback.add(request_id, body.said(), getattr(request.state, "key_name", ""))
         return {"object": "feedback", "request_id": str(request_id), "status": status}
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=None, responses=answers(Models, 400, 401, 413, 429))
     def models() -> dict[str, Any]:
         live = assistant.releases.live
         names = (LIVE_MODEL, live.release.model_name) if live else ()
@@ -216,11 +230,11 @@ def create_app(
 def _add_probes(app: FastAPI, assistant: Assistant) -> None:
     started = time.time()
 
-    @app.get("/healthz")
+    @app.get("/healthz", response_model=None, responses=answers(Alive, 400, 413))
     def healthz() -> dict[str, Any]:
         return {"status": "ok", "uptime_seconds": round(time.time() - started, 1)}
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_model=None, responses=answers(Readiness, 400, 413) | {503: {"model": Readiness}})
     def readyz() -> JSONResponse:
         live, problem = assistant.releases.live, assistant.releases.problem
         body = {
@@ -238,6 +252,11 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
         return Response(assistant.meters.text(), media_type=CONTENT_TYPE)
 
 
+def _told(text: str) -> str:
+    """Return a text that a caller chose as it can be told: of bounded length, without half a character."""
+    return text[:_TOLD_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MillraceError)
     async def refused(_request: Request, error: MillraceError) -> JSONResponse:
@@ -246,15 +265,19 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        place = _told(".".join(str(part) for part in first["loc"] if part != "body"))
         more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
         text = f"{place or 'body'}: {first['msg'].lower()}{more}. Next: see GET /openapi.json."
         return JSONResponse(error_object(400, text, "invalid_request", place or None), 400)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        text = f"expected a route of GET /openapi.json, found {request.method} {request.url.path} ({error.detail})."
-        return JSONResponse(error_object(error.status_code, text, "no_route"), error.status_code)
+        if error.status_code == 400:  # what json.loads cannot take otherwise: too deep, too many digits, no UTF-8
+            text = f"body: {str(error.detail).lower()}. Next: send a JSON object in UTF-8."
+            return JSONResponse(error_object(400, text, "invalid_request"), 400)
+        path = _told(request.url.path)
+        text = f"expected a route of GET /openapi.json, found {request.method} {path} ({error.detail})."
+        return JSONResponse(error_object(error.status_code, text, "no_route"), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def broken(_request: Request, _error: Exception) -> JSONResponse:

@@ -16,6 +16,7 @@ from tasks.serving.refusals import InvalidRequest, NotAReviewer, UnknownRequest
 from tasks.serving.request_log import RequestLog
 
 COMPLETION_PREFIX = "chatcmpl-"
+COMPLETION_ID = r"^(chatcmpl-)?[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}$"
 
 
 def request_uuid(text: str) -> UUID:

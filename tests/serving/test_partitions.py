@@ -297,7 +297,9 @@ def test_old_days_go_and_the_feedback_that_trains_stays(url: str) -> None:
         kept = connection.execute("SELECT request_id FROM feedback WHERE question IS NOT NULL").fetchall()
         assert {r["request_id"] for r in kept} == {corrected, liked, waiting, stray}
         assert count(connection, "feedback") == 7, "counts stay"
-        connection.execute("UPDATE feedback SET status = 'accepted' WHERE request_id = %s", (waiting,))
+        connection.execute(
+            "UPDATE feedback SET status = 'accepted', reviewed_by = 'ada' WHERE request_id = %s", (waiting,)
+        )
         assert len(learned(connection)) == 4, "a correction may still be accepted afterwards"
         assert retention.keep_house(url, 10, NOW, dry=False) == []
 
