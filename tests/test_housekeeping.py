@@ -186,3 +186,31 @@ def test_old_run_folders_go_and_models_stay(settings: Settings, monkeypatch: pyt
     assert rows == [{"kind": "run_folder", "name": f"{bucket}/runs/old_dag/{name}/", "objects": 1}]
     storage.verify(model)
     assert not storage.exists(run.uri)
+
+
+@pytest.mark.integration
+def test_old_days_of_requests_are_listed_then_dropped(settings: Settings) -> None:
+    url = settings.database_url.get_secret_value()
+    with connect(url) as connection:
+        for days in (40, 40, 2):
+            connection.execute(
+                "INSERT INTO requests (id, created_at, kind, question, latency_ms) VALUES (%s, now() - %s, 'chat', 'q', 1)",
+                (uuid.uuid4(), timedelta(days=days)),
+            )
+    chosen = settings.model_copy(update={"keep_request_days": 30})
+    own = f"s3://{settings.s3_bucket}/runs/housekeeping/{uuid.uuid4()}"
+    listed = run_stage(STAGE, chosen, f"{own}-dry", None, {"dry_run": "yes"})
+    assert (listed.counts["requests"], listed.counts["request_days"], requests_left(url)) == (2, 0, 3)
+    storage = Storage(settings.s3_endpoint_url)
+    done = run_stage(STAGE, chosen, own, None, {})
+    assert (done.counts["requests"], requests_left(url)) == (2, 1)
+    assert [row["name"] for row in storage.get_rows(done.outputs["retired"])] == ["requests_default"]
+    later = chosen.model_copy(update={"keep_request_days": 1})
+    last = run_stage(STAGE, later, f"{own}-later", None, {})
+    assert (last.counts["requests"], last.counts["request_days"], requests_left(url)) == (1, 1, 0)
+
+
+def requests_left(url: str) -> int:
+    with connect(url) as connection:
+        row = connection.execute("SELECT count(*) AS n FROM requests").fetchone()
+        return int(row["n"]) if row else 0
