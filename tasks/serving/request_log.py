@@ -14,9 +14,10 @@ import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -120,6 +121,8 @@ class RequestLog:
         """Write or spool what is left, and stop."""
         self._stop.set()
         self._thread.join(timeout=30)
+        if self._thread.is_alive() and (left := list(self._queued())):  # the database says nothing, and holds it
+            self._keep(left)
         self._connection.close()
 
     def _write_on(self) -> None:
@@ -133,14 +136,15 @@ class RequestLog:
                 self._drain()
 
     def _next_rows(self) -> list[RequestRow]:
-        rows: list[RequestRow] = []
         try:
-            rows.append(self._queue.get(timeout=0.5))
-            while len(rows) < BATCH:
-                rows.append(self._queue.get_nowait())
+            return [self._queue.get(timeout=0.5), *islice(self._queued(), BATCH - 1)]
         except queue.Empty:
-            return rows
-        return rows
+            return []
+
+    def _queued(self) -> Iterator[RequestRow]:
+        with suppress(queue.Empty):
+            while True:
+                yield self._queue.get_nowait()
 
     def _write(self, rows: Sequence[RequestRow]) -> bool:
         try:
