@@ -82,6 +82,14 @@ def short(body: Any) -> Any:
     return body
 
 
+def asked(body: Any) -> Any:
+    """Return a body that asks the model there is something, at last: a schema cannot say that the user has the last word."""
+    if isinstance(body, dict) and "messages" in body:
+        question = {"role": "user", "content": "what is a loop"}
+        return body | {"model": "tiny", "messages": [*body["messages"][:1], question]}
+    return body
+
+
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 
@@ -104,7 +112,7 @@ def test_every_answer_is_as_declared(described: Any, method: str, path: str, mod
     )  # fmt: skip
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     def every(case: schemathesis.Case) -> None:
-        case.body = short(case.body)
+        case.body = asked(short(case.body)) if mode is POSITIVE else short(case.body)
         response = case.call(headers={"host": "127.0.0.1"})
         # What is larger than is read at all is refused too; schemathesis counts that as taken.
         held = HELD[:-1] if response.status_code == 413 else HELD
