@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     assistant_url: str = Field(default="http://127.0.0.1:8000", description="Where the assistant answers")
     assistant_key_sha256: str | None = Field(
         default=None,
-        description="SHA-256 of each accepted API key, comma-separated; without it only 127.0.0.1 is served",
+        description="SHA-256 of each accepted API key, or NAME=SHA-256, comma-separated; without it only 127.0.0.1 is served",
     )
     assistant_key: SecretStr | None = Field(default=None, description="API key that `replay` sends to the assistant")
     # What people say of answers, and how long requests are kept.
@@ -48,6 +48,29 @@ class Settings(BaseSettings):
         default=180,
         ge=1,
         description="Days served requests are kept by housekeeping; feedback that is trained on stays",
+    )
+    # What the assistant allows, screens and refuses (docs/assistant.md).
+    assistant_seconds: float = Field(default=120.0, gt=0, le=3600, description="Longest an answer may take")
+    assistant_requests_per_minute: int | None = Field(
+        default=None, ge=1, le=100_000, description="Most requests of one client (API key) in any minute; unset: no limit"
+    )
+    assistant_tokens_per_day: int | None = Field(
+        default=None, ge=1, description="Tokens of prompts and answers of one client in a day (UTC); unset: no limit"
+    )
+    assistant_injection: Literal["note", "refuse"] = Field(
+        default="note", description="Questions that hold instructions to a model: answered and noted, or refused"
+    )
+    assistant_redact_log: Literal["yes", "no"] = Field(
+        default="yes", description="Personal data and credentials are redacted in the request log"
+    )
+    assistant_redact_answers: Literal["yes", "no"] = Field(
+        default="no", description="The same in answers; a streamed answer is then told at its end"
+    )
+    assistant_min_score: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Below this best score it says that it does not know (`choose-min-score`); unset: it always answers",
     )
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")

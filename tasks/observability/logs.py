@@ -60,8 +60,8 @@ def about(**fields: Any) -> None:
 
 @contextmanager
 def request(**fields: Any) -> Iterator[None]:
-    """Add fields to every line of one request, also on the threads that serve it."""
-    token = _request.set(fields)
+    """Add fields to every line of one request, also on the threads that serve it; within another, to those it has."""
+    token = _request.set({**(_request.get() or {}), **fields})
     try:
         yield
     finally:

@@ -22,8 +22,11 @@ from tasks.errors import BadInput, MillraceError, ServiceUnavailable
 from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.serving.connection import KeptConnection
 from tasks.serving.grounding import grounded
+from tasks.serving.guardrails import Guardrails
 from tasks.serving.hits import kept
+from tasks.serving.keys import key_name
 from tasks.serving.language_model import Generated, Sampling
+from tasks.serving.limits import Limits
 from tasks.serving.metrics import Meters
 from tasks.serving.prompting import BuiltPrompt, Message, build_prompt
 from tasks.serving.refusals import LEFT, Busy, KnowledgeAway, UnknownModel
@@ -31,6 +34,7 @@ from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
 from tasks.serving.telling import Listener
 from tasks.serving.tracing import request_id, trace_id
+from tasks.serving.unknown import NO_PROMPT, said_at_once
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,9 +106,12 @@ class Assistant:
         chat_places: int = 9,
         search_places: int = 24,
         seconds: float = ANSWER_SECONDS,
+        guardrails: Guardrails | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.releases, self.requests = releases, requests
-        self._find, self._seconds = find, seconds
+        self._find, self.seconds = find, seconds
+        self.guardrails, self.limits = guardrails or Guardrails(), limits or Limits()
         self._chat_line, self._search_line = Line(chat_places), Line(search_places)
         self.meters = Meters(releases, requests)
         self.meters.places("chat", chat_places)
@@ -114,9 +121,11 @@ class Assistant:
 
     def search(self, question: str, k: int, client: str) -> Searched:
         """Return the chunks nearest to `question`."""
-        row = RequestRow(kind="search", question=question, client=client, id=request_id(), trace_id=trace_id())
+        row = _row("search", question, client)
         with self._recorded(row), self._search_line.place(), self.releases.use() as loaded:
-            return Searched(row, self._look_up(loaded, row, k))
+            hits = self._look_up(loaded, row, k)
+            self.guardrails.searched(row, hits)
+            return Searched(row, hits)
 
     def chat(self, messages: Sequence[Message], model: str | None, sampling: Sampling, client: str) -> Answered:
         """Return the model's answer to the last message, which is the user's."""
@@ -132,15 +141,16 @@ class Assistant:
         Whoever closes the generator before its end has left: the model stops at its next token.
         """
         clock = time.monotonic()
-        deadline = clock + self._seconds
-        question = messages[-1]["content"]
-        row = RequestRow(kind="chat", question=question, client=client, id=request_id(), trace_id=trace_id())
+        deadline = clock + self.seconds
+        row = _row("chat", messages[-1]["content"], client)
         with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
             known = (LIVE_MODEL, loaded.release.model_name)
             if model is not None and model not in known:
                 raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
-            hits = self._look_up(loaded, row, loaded.prompt.front.documents)
-            built = build_prompt(loaded, messages, hits, sampling.max_tokens)
+            self.guardrails.ask(row, (message["content"] for message in messages))
+            hits = self.guardrails.usable(row, self._look_up(loaded, row, loaded.prompt.front.documents))
+            unknown = self.guardrails.unknown(row, hits)
+            built = NO_PROMPT if unknown else build_prompt(loaded, messages, hits, sampling.max_tokens)
             self.meters.cut(built.context_tokens_cut)
             yield Begun(row, loaded, built)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
@@ -148,19 +158,25 @@ class Assistant:
             row.prompt_tokens, told = len(built.token_ids), list[str]()
             with self._heard(listener):
                 try:
-                    generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
-                    generation.add_done_callback(self._timed(row, clock))
+                    if unknown:
+                        generation = said_at_once(loaded.prompt.front.unknown, listener)
+                    else:
+                        generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
+                        generation.add_done_callback(self._timed(row, clock))
                     for piece in listener.pieces(generation):
                         if piece and row.first_token_ms is None:
                             row.first_token_ms = (time.monotonic() - clock) * 1000
                         told.append(piece)
-                        yield piece
-                    generated = generation.result()
+                        yield "" if self.guardrails.redact_answers else piece
+                    generated = self.guardrails.answered(row, generation.result())
+                    if self.guardrails.redact_answers:
+                        yield generated.text  # whole: the beginning of a secret is told with the rest, or not at all
                 except GeneratorExit:
                     row.answer, row.completion_tokens = "".join(told), listener.tokens
                     raise
             row.answer = generated.text
-            row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
+            if not unknown:
+                row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
@@ -235,9 +251,17 @@ class Assistant:
             raise
         finally:
             row.latency_ms = row.latency_ms or (time.monotonic() - started) * 1000
+            self.guardrails.keep(row)
             self.meters.ended(row)
             self.requests.put(row)
-            log.info("request=%s kind=%s error=%s ms=%.1f", row.id, row.kind, row.error, row.latency_ms)
+            self.limits.spend(row)
+            log.info(
+                "request=%s kind=%s key=%s error=%s ms=%.1f", row.id, row.kind, row.key_name, row.error, row.latency_ms
+            )
+
+
+def _row(kind: str, question: str, client: str) -> RequestRow:
+    return RequestRow(kind, question, client, request_id(), key_name=key_name(), trace_id=trace_id())
 
 
 def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:

@@ -20,6 +20,7 @@ from tasks.serving.asked import QUESTION_CHARACTERS, ChatRequest, FeedbackReques
 from tasks.serving.bodies import completion, model_entry, search_result
 from tasks.serving.feedback import FeedbackBox, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
+from tasks.serving.keys import Key
 from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
 from tasks.serving.responses import (
@@ -41,11 +42,13 @@ _TOLD_CHARACTERS = 200  # of a field's name that the caller chose
 
 
 def create_app(
-    assistant: Assistant, feedback: FeedbackBox, *, keys: tuple[str, ...] = (), body_bytes: int = BODY_BYTES
+    assistant: Assistant, feedback: FeedbackBox, *, keys: tuple[Key, ...] = (), body_bytes: int = BODY_BYTES
 ) -> FastAPI:
     """Return the application. Its threads are those of `assistant`, which the caller starts and closes."""
     app = FastAPI(title="Millrace assistant", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, keys=keys, body_bytes=body_bytes)
+    app.add_middleware(
+        Guard, keys=keys, body_bytes=body_bytes, limits=assistant.limits, limited=assistant.meters.limited
+    )
     app.add_middleware(Traced, count=assistant.meters.responded)  # added last, so it is outermost
     _add_error_handlers(app)
     _add_probes(app, assistant)
@@ -69,7 +72,7 @@ def create_app(
         begun = next(events)  # what is refused is refused with a status
         assert isinstance(begun, Begun)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(chunks(begun, events, with_usage=with_usage), events)
+        return EventStream(chunks(begun, events, with_usage=with_usage), events, seconds=assistant.seconds)
 
     @app.post("/v1/search", response_model=None, responses=answers(SearchResult, *ASKED))
     def search(body: SearchRequest) -> dict[str, Any]:

@@ -70,6 +70,9 @@ def told(answered: Answered) -> dict[str, Any]:
         "context_tokens": built.context_tokens,
         "context_tokens_cut": built.context_tokens_cut,
         "documents_left_out": len(row.hits) - len(built.shown),
+        "documents_with_instructions": sum(event["action"] == "left_out" for event in row.guardrails),
+        "guardrails": row.guardrails,
+        "refused": row.refused,
         "question_cut_for_lookup": row.question_cut,
         "seconds": round(row.latency_ms / 1000, 3),
     }
@@ -87,6 +90,7 @@ def search_result(searched: Searched) -> dict[str, Any]:
             "release": row.release,
             "index_version": row.index_version,
             "question_cut_for_lookup": row.question_cut,
+            "guardrails": row.guardrails,
             "ms": round(row.latency_ms, 2),
         },
     }

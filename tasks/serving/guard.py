@@ -1,48 +1,55 @@
-"""What stands before every request: its size and its key.
+"""What stands before every request: its key, its client's limits, and its size.
 
-Reads headers and counts the bytes of the body; writes nothing. Answers 413 for a body over the limit
-(declared or streamed), 401 for `/v1` without an accepted key where keys are set, and 400 for a foreign
-host name where they are not. `/metrics` needs a key too, unless it is asked from this machine itself: it
-tells how busy the assistant is and what answers. Keys are kept and compared as SHA-256 digests only.
+Reads headers and counts the bytes of the body; writes nothing. Answers 401 for `/v1` without an accepted
+key where keys are set, 400 for a foreign host name where they are not, 429 for a client that has reached a
+limit, and 413 for a body over the limit (declared or streamed). `/metrics` needs a key too, unless it is
+asked from this machine itself: it tells how busy the assistant is and what answers. The name of the key
+goes with the request (`keys.key_name`, the log line), and the limits are told as OpenAI's headers.
 """
 
-import hashlib
-import hmac
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tasks.errors import MillraceError, SettingsError
-from tasks.serving.refusals import BodyTooLarge, InvalidRequest, KeyRefused, error_object, status_of
+from tasks.errors import MillraceError
+from tasks.observability import logs
+from tasks.serving.keys import Key, accepted
+from tasks.serving.limits import Limits
+from tasks.serving.refusals import (
+    INSUFFICIENT,
+    BodyTooLarge,
+    InvalidRequest,
+    LimitReached,
+    Refusal,
+    error_object,
+    status_of,
+)
 
 BODY_BYTES = 1_000_000
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def parse_keys(setting: str | None) -> tuple[str, ...]:
-    """Return the digests listed in MILLRACE_ASSISTANT_KEY_SHA256. Raises SettingsError."""
-    digests = tuple(item.strip().lower() for item in (setting or "").split(",") if item.strip())
-    for number, item in enumerate(digests, start=1):
-        if not re.fullmatch(r"[0-9a-f]{64}", item):
-            raise SettingsError(
-                f"MILLRACE_ASSISTANT_KEY_SHA256: expected 64 hexadecimal digits, found {len(item)} characters in "
-                f"item {number}. Next: printf %s KEY | sha256sum"
-            )
-    return digests
-
-
 class Guard:
-    """ASGI middleware: refuses bodies that are too large, and requests without an accepted key.
+    """ASGI middleware: refuses requests without an accepted key, beyond a limit, or with too large a body.
 
     Without keys only this machine is served, under its own names: a web page must not reach the
     assistant through its reader's browser.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str] = (), body_bytes: int = BODY_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[Key] = (),
+        body_bytes: int = BODY_BYTES,
+        limits: Limits | None = None,
+        limited: Callable[[str], None] = lambda _limit: None,
+    ) -> None:
         self._app, self._keys, self._limit = app, keys, body_bytes
+        self._limits, self._limited = limits or Limits(), limited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -50,16 +57,38 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        key_name = ""
         try:
             if self._keys and (scope["path"].startswith("/v1") or _scraped_from_elsewhere(scope, headers)):
-                self._check_key(headers.get("authorization", ""))
+                key_name = accepted(scope, self._keys).name
             elif not self._keys:
                 _check_host(headers.get("host", ""))
+            send = self._admitted(scope, key_name, send)
             body = await self._body(headers, receive)
+        except LimitReached as error:
+            self._limited(error.limit)
+            await refusal_response(error)(scope, receive, self._telling(scope, key_name, send))
+            return
         except MillraceError as error:
             await refusal_response(error)(scope, receive, send)
             return
-        await self._app(scope, _replayed(body, receive), send)
+        with logs.request(key_name=key_name):
+            await self._app(scope, _replayed(body, receive), send)
+
+    def _admitted(self, scope: Scope, key_name: str, send: Send) -> Send:
+        """Count a request of `/v1`; return what sends its answer. Raises LimitReached."""
+        if not scope["path"].startswith("/v1"):
+            return send
+        self._limits.admit(scope["path"], key_name, _address(scope))
+        return self._telling(scope, key_name, send)
+
+    def _telling(self, scope: Scope, key_name: str, send: Send) -> Send:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._limits.headers(key_name, _address(scope)))
+            await send(message)
+
+        return answer
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         declared = headers.get("content-length", "0")
@@ -73,17 +102,6 @@ class Guard:
             if len(body) > self._limit:
                 raise self._too_large("more")
         return body
-
-    def _check_key(self, authorization: str) -> None:
-        scheme, _, key = authorization.partition(" ")
-        found = hashlib.sha256(key.strip().encode()).hexdigest()
-        # Every digest is compared, in constant time.
-        accepted = sum(hmac.compare_digest(found, known) for known in self._keys)
-        if scheme.lower() != "bearer" or not accepted:
-            raise KeyRefused(
-                "expected an accepted key in 'Authorization: Bearer KEY', found none. "
-                "Next: ask whoever runs this assistant for one."
-            )
 
     def _too_large(self, found: str) -> BodyTooLarge:
         return BodyTooLarge(f"expected a body of at most {self._limit} bytes, found {found}. Next: send less.")
@@ -104,9 +122,12 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _scraped_from_elsewhere(scope: Scope, headers: Headers) -> bool:
     """Return whether `/metrics` is asked from another machine, or through a proxy on this one."""
-    host = (scope.get("client") or ("", 0))[0]
     forwarded = "x-forwarded-for" in headers or "forwarded" in headers
-    return scope["path"].rstrip("/") == "/metrics" and (forwarded or host not in {"127.0.0.1", "::1"})
+    return scope["path"].rstrip("/") == "/metrics" and (forwarded or _address(scope) not in {"127.0.0.1", "::1"})
+
+
+def _address(scope: Scope) -> str:
+    return str((scope.get("client") or ("", 0))[0])
 
 
 def _check_host(header: str) -> None:
@@ -121,7 +142,10 @@ def _check_host(header: str) -> None:
 def refusal_response(error: MillraceError) -> JSONResponse:
     """Return the response for any error of Millrace."""
     status, code, param = status_of(error)
-    headers = {"Retry-After": "1"} if status in {429, 503} else {}
+    wait = error.retry_after if isinstance(error, Refusal) else 1
+    headers = {"Retry-After": str(max(1, math.ceil(wait)))} if status in {429, 503} else {}
+    if code == INSUFFICIENT:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would try again at once otherwise
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_object(status, str(error), code, param), status, headers)

@@ -48,6 +48,7 @@ class Meters:
         self._registry.register(State(releases, requests))
         self._requests, self._responses = self._counter("requests_total"), self._counter("responses_total")
         self._tokens, self._cut = self._counter("tokens_total"), self._counter("context_tokens_cut_total")
+        self._guarded, self._limited = self._counter("guardrail_events_total"), self._counter("limited_total")
         self._in_flight, self._places = self._gauge("in_flight"), self._gauge("places")
         self._phases, self._scores = self._histogram("phase_seconds"), self._histogram("best_score")
 
@@ -83,6 +84,12 @@ class Meters:
         self._tokens.labels("completion").inc(row.completion_tokens)
         if row.best_score is not None:
             self._scores.labels(row.kind).observe(row.best_score)
+        for event in row.guardrails:
+            self._guarded.labels(event["rule"], event["where"], event["action"]).inc()
+
+    def limited(self, limit: str) -> None:
+        """Count a request that a limit of its client refused."""
+        self._limited.labels(limit).inc()
 
     def cut(self, tokens: int) -> None:
         """Count tokens of documents that a prompt had no room for."""

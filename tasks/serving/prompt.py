@@ -2,7 +2,8 @@
 
 Front matter (YAML between two lines of `---`): `name`, `version`, `documents` (how many chunks are
 looked up), `context_tokens` (how much of the model's window they may take), `system` (optional),
-`repetition_penalty` (on what the answer itself already holds: small models go round in circles).
+`repetition_penalty` (on what the answer itself already holds: small models go round in circles), `unknown`
+(what is answered where no document is good enough: MILLRACE_ASSISTANT_MIN_SCORE).
 The text below it holds `{context}` and `{question}` once each. Reads one file or the text kept in
 the ledger; writes nothing. Fails with `ReleaseError` when the text cannot be used.
 """
@@ -32,6 +33,7 @@ class Front(BaseModel):
     context_tokens: int = Field(default=480, ge=32)
     system: str = ""
     repetition_penalty: float = Field(default=1.0, ge=1, le=2)
+    unknown: str = Field(default="I do not know: no document that I have answers this.", min_length=1)
 
 
 @dataclass(frozen=True)

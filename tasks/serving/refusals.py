@@ -7,6 +7,7 @@ Reads and writes nothing. Errors of `tasks.errors` that are not refusals get the
 from tasks.errors import BadInput, MillraceError, TryAgain
 
 LEFT = "ClientLeft"  # the error of a request whose client did not wait for the end: nothing was refused, and nothing failed
+INSUFFICIENT = "insufficient_quota"  # OpenAI's type and code: its clients do not wait for this one
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -16,6 +17,7 @@ class Refusal:
     status = 400
     code = "invalid_request"
     param: str | None = None
+    retry_after = 1.0  # seconds; told with 429 and 503
 
 
 class InvalidRequest(Refusal, BadInput):
@@ -52,6 +54,12 @@ class KeyRefused(Refusal, BadInput):
     status, code = 401, "invalid_api_key"
 
 
+class QuestionRefused(Refusal, BadInput):
+    """The messages hold instructions to the model, and the assistant is set to refuse them."""
+
+    code, param = "content_policy_violation", "messages"
+
+
 class BodyTooLarge(Refusal, BadInput):
     """The request's body is larger than the assistant reads."""
 
@@ -62,6 +70,29 @@ class Busy(Refusal, TryAgain):
     """As many requests wait as the assistant lets wait."""
 
     status, code = 429, "too_many_waiting"
+
+
+class LimitReached(Refusal, TryAgain):
+    """A client has asked for as much as it may for now; `limit` says of what."""
+
+    status = 429
+    limit = ""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RateLimited(LimitReached):
+    """A client has sent as many requests as it may in a minute."""
+
+    code, limit = "rate_limit_exceeded", "requests_per_minute"
+
+
+class QuotaUsedUp(LimitReached):
+    """A client has used the tokens of its day."""
+
+    code, limit = INSUFFICIENT, "tokens_per_day"
 
 
 class TooLate(Refusal, TryAgain):
@@ -94,4 +125,5 @@ def status_of(error: MillraceError) -> tuple[int, str, str | None]:
 def error_object(status: int, message: str, code: str, param: str | None = None) -> dict[str, object]:
     """Return OpenAI's error object."""
     kind = OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    kind = INSUFFICIENT if code == INSUFFICIENT else kind
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -23,7 +23,9 @@ from tasks.serving.answering import Assistant, find_in_postgres
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
 from tasks.serving.feedback import FeedbackBox, parse_reviewers
-from tasks.serving.guard import parse_keys
+from tasks.serving.guardrails import Guardrails
+from tasks.serving.keys import parse_keys
+from tasks.serving.limits import DayBudget, Limits, PerMinute, tokens_since
 from tasks.serving.releases import Releases
 from tasks.serving.request_log import RequestLog
 from tasks.settings import Settings, settings
@@ -87,16 +89,29 @@ class Server(uvicorn.Server):
 def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, FeedbackBox]]:
     """Yield the assistant with its threads running; at the end stop them, and write or spool the request log."""
     url = configured.database_url.get_secret_value()
-    connections = [KeptConnection(url) for _ in range(4)]
+    connections = [KeptConnection(url) for _ in range(5)]
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
-    assistant = Assistant(releases, requests, find_in_postgres(connections[2], configured))
+    most, tokens = configured.assistant_requests_per_minute, configured.assistant_tokens_per_day
+    budget = DayBudget(tokens, tokens_since(connections[4]), requests.knows) if tokens else None
+    assistant = Assistant(
+        releases,
+        requests,
+        find_in_postgres(connections[2], configured),
+        seconds=configured.assistant_seconds,
+        guardrails=Guardrails.of(configured),
+        limits=Limits(PerMinute(most) if most else None, budget),
+    )
     feedback = FeedbackBox(connections[3], requests, parse_reviewers(configured.assistant_reviewers))
     releases.start()
+    if budget is not None:
+        budget.start()
     try:
         yield assistant, feedback
     finally:
         assistant.close()
+        if budget is not None:
+            budget.close()
         releases.close()
         requests.close()
         for connection in connections:

@@ -27,7 +27,6 @@ from tasks.serving.refusals import error_object, status_of
 log = logging.getLogger(__name__)
 
 STALLED_SECONDS = 30.0  # a client that takes nothing for so long is gone
-MOST_SECONDS = ANSWER_SECONDS + STALLED_SECONDS
 DONE = "data: [DONE]\n\n"
 WAITING = ": waiting\n\n"
 
@@ -37,20 +36,20 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Generator[str], *sources: Generator[Any]) -> None:
-        self._all = (events, *sources)
+    def __init__(self, events: Generator[str], *sources: Generator[Any], seconds: float = ANSWER_SECONDS) -> None:
+        self._all, self._seconds = (events, *sources), seconds
         # Proxies must not collect it first.
         super().__init__(_in_threads(events), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, unless the client leaves or takes nothing for STALLED_SECONDS, or too little for MOST_SECONDS."""
+        """Send everything, unless the client leaves or takes nothing for STALLED_SECONDS, or too little until the answer is long over."""
 
         async def patient(message: Message) -> None:
             with anyio.fail_after(STALLED_SECONDS):
                 await send(message)
 
         try:
-            with anyio.fail_after(MOST_SECONDS):
+            with anyio.fail_after(self._seconds + STALLED_SECONDS):
                 await super().__call__(scope, receive, patient)
         except (TimeoutError, OSError, ClientDisconnect) as error:
             log.warning("an answer was not taken to its end: %s", str(error) or type(error).__name__)

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tasks.observability import logs, trace
 from tasks.observability.catalog import SERVED
 from tasks.serving.answering import Assistant
+from tasks.serving.keys import parse_keys
 
 from .conftest import app_of, call
 
@@ -94,7 +95,7 @@ def test_without_a_release_it_is_not_ready(assistant: Assistant) -> None:
     ],
 )  # fmt: skip
 def test_from_elsewhere_a_key_is_needed(ready: Assistant, client: str, headers: dict[str, str], status: int) -> None:
-    app = app_of(ready, keys=(DIGEST,))
+    app = app_of(ready, keys=parse_keys(DIGEST))
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app, client=(client, 1))
