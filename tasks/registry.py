@@ -47,6 +47,7 @@ TOOLS = {
     "tune_index": "tasks.knowledge.tune_index:main",
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
+    "choose_min_score": "tasks.serving.min_score:main",
     "backup": "tasks.backup.command:backup",
     "backups": "tasks.backup.command:backups",
     "verify_backup": "tasks.backup.command:verify_backup",

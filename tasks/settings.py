@@ -52,7 +52,10 @@ class Settings(BaseSettings):
     # What the assistant allows, screens and refuses (docs/assistant.md).
     assistant_seconds: float = Field(default=120.0, gt=0, le=3600, description="Longest an answer may take")
     assistant_requests_per_minute: int | None = Field(
-        default=None, ge=1, le=100_000, description="Most requests of one client (API key) in any minute; unset: no limit"
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Most requests of one client (API key) in any minute; unset: no limit",
     )
     assistant_tokens_per_day: int | None = Field(
         default=None, ge=1, description="Tokens of prompts and answers of one client in a day (UTC); unset: no limit"

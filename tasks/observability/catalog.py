@@ -78,7 +78,7 @@ _SERVED: tuple[tuple[str, Kind, str, str, tuple[float, ...]], ...] = (
     ("phase_seconds", "histogram", "kind phase", "Time of a request: retrieval and generation (each with its wait in line), and total", _SECONDS),
     ("tokens_total", "counter", "direction", "Tokens of prompts and of completions", ()),
     ("context_tokens_cut_total", "counter", "", "Tokens of documents that did not fit into a prompt", ()),
-    ("guardrail_events_total", "counter", "rule where action", "What guardrails found and did: rule, question, document or answer, and noted, left_out, refused or redacted", ()),
+    ("guardrail_events_total", "counter", "rule where action", "What guardrails found, where, and did: noted, left_out, refused, redacted", ()),
     ("limited_total", "counter", "limit", "Requests refused for a limit of their client: requests_per_minute, tokens_per_day", ()),
     ("in_flight", "gauge", "kind", "Requests that wait or are served", ()),
     ("places", "gauge", "kind", "How many may wait or be served; more are refused (Busy)", ()),

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -48,21 +48,21 @@ def test_retry_after_is_true_and_no_minute_holds_more() -> None:
     clock = Clock()
     minute = PerMinute(3, clock.monotonic)
     taken: list[float] = []
-    for step in range(2000):
-        clock.seconds = step * 0.25
+    waited = 0
+    for _ in range(500):
+        clock.seconds += 0.25
         try:
             minute.take("a")
-            taken.append(clock.seconds)
         except RateLimited as refused:
             assert 0 < refused.retry_after <= 60
-            now, clock.seconds = clock.seconds, clock.seconds + refused.retry_after - 0.001
+            clock.seconds += refused.retry_after - 0.001
             with pytest.raises(RateLimited):
                 minute.take("a")
-            clock.seconds = now + refused.retry_after
-            minute.headers("a")
-            assert len([moment for moment in taken if moment > clock.seconds - 60]) < 3, "it may come then"
-            clock.seconds = now
-    assert len(taken) == 3 * 9  # 500 seconds: at 0, 60, ... 480
+            clock.seconds += 0.0011
+            minute.take("a")  # as it was told
+            waited += 1
+        taken.append(clock.seconds)
+    assert waited > 100
     assert all(late - early >= 60 for early, late in zip(taken, taken[3:], strict=False))
 
 
@@ -236,9 +236,8 @@ def test_a_used_up_day_is_refused_as_openai_does(limited: Assistant, stream: boo
     error = error_of(second)
     assert error["code"] == error["type"] == "insufficient_quota"
     assert second.headers["x-ratelimit-remaining-tokens"] == "0" and second.headers["x-should-retry"] == "false"
-    wait = timedelta(seconds=int(second.headers["retry-after"]))
-    now = datetime.now(UTC)
-    assert (now + wait).date() == date.today().replace(year=now.year) + timedelta(days=1) or wait < timedelta(hours=1)
+    then = datetime.now(UTC) + timedelta(seconds=int(second.headers["retry-after"]))
+    assert (then + timedelta(seconds=5)).time() < time(0, 1), "midnight"
     assert call(app, "POST", "/v1/search", json={"query": "loop"}, headers=BEARER).status_code == 200, (
         "it costs no token"
     )
