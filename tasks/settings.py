@@ -75,6 +75,22 @@ class Settings(BaseSettings):
         le=1,
         description="Below this best score it says that it does not know (`choose-min-score`); unset: it always answers",
     )
+    # Where answers are written: in this process, or by a model server that holds the released base model.
+    generation_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible model server (vLLM), http://host/v1; unset: in the assistant itself",
+    )
+    generation_key: SecretStr | None = Field(default=None, description="API key of the model server")
+    generation_model: str | None = Field(
+        default=None,
+        description="Name of the base model there; unset: millrace-base- and 16 digits of the release's base revision",
+    )
+    generation_adapters: Path | None = Field(
+        default=None, description="Folder of adapters that the model server sees at the same path"
+    )
+    assistant_places: int = Field(
+        default=9, ge=1, le=256, description="Chats that may wait or be answered at once; more are refused"
+    )
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
 

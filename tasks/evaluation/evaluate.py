@@ -19,7 +19,7 @@ from tasks.evaluation.paired import Interval, Score
 from tasks.evaluation.scores import BASE, Scored, preferences, score
 from tasks.release.ledger import Release, ledger, live
 from tasks.release.weights import Weights, trained
-from tasks.serving.language_model import fetch_adapter, folder_digest
+from tasks.serving.adapters import fetch_adapter, folder_digest
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.recipes import Recipe
 

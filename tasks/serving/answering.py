@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -163,6 +164,7 @@ class Assistant:
                     else:
                         generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
                         generation.add_done_callback(self._timed(row, clock))
+                        generation.add_done_callback(partial(self.releases.ended, loaded))
                     for piece in listener.pieces(generation):
                         if piece and row.first_token_ms is None:
                             row.first_token_ms = (time.monotonic() - clock) * 1000

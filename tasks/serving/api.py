@@ -108,6 +108,8 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
             "release": live.release.release if live else None,
             "model_version": live.release.model_version if live else None,
             "index_version": live.release.index_version if live else None,
+            "newest_release": assistant.releases.newest,
+            "fallback": assistant.releases.fallback,
             "problem": problem,
             "requests": assistant.requests.counts(),
         }

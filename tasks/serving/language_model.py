@@ -1,38 +1,17 @@
-"""A base model with adapters attached to it, owned by one thread.
+"""What the assistant needs of a language model, and what it gets: the one form of the model in this process and of a server's.
 
-Reads a model folder (`tasks.models.fetch`) and adapter files from S3. Downloads an adapter below the
-cache folder, and only files whose joint digest is the one the release names are ever loaded. Adapters
-stay unmerged: the small steps of a fine-tune would be lost in the rounding of bfloat16 weights, and two
-releases of one base model share its memory. All work on the model runs on one thread, in order of
-arrival, so that two cores never serve two generations at once.
-
-Fails with `ReleaseError` when the bytes are not those of the release, `ModelError` when the base model
-cannot be used, `ServiceUnavailable` when S3 does not answer.
+Reads tokenizer files. The assistant renders prompts itself, so that prompt and document budget are those of the release
+wherever the model runs: a model takes token ids, and tells text. Fails with `ModelError` for a tokenizer without a template.
 """
 
-import logging
-import multiprocessing
-import re
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tasks import models
-from tasks.contracts import digest
-from tasks.errors import ModelError, ReleaseError
-from tasks.serving.refusals import TooLate
-from tasks.serving.telling import Listener, Teller
-from tasks.storage import Storage, file_digest
-
-log = logging.getLogger(__name__)
-
-WEIGHTS = "adapter_model.safetensors"
-_MATRIX = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight$")
-_PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+from tasks.errors import ModelError
+from tasks.serving.telling import Listener
 
 
 @dataclass(frozen=True)
@@ -58,227 +37,52 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-class LanguageModel:
-    """A loaded base model. Its methods may be called from any thread; the work is done on the model's own."""
+class LanguageModel(Protocol):
+    """A base model with adapters beside each other. Its methods may be called from any thread."""
 
-    def __init__(self, reference: str, base_revision: str, folder: Path, threads: int) -> None:
-        self.reference, self.base_revision = reference, base_revision
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._attached: set[str] = set()
-        self._threads = threads
-        self._thread.submit(self._load, folder).result()
-
-    def _load(self, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        torch.set_num_threads(self._threads)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=fastest_type(), trust_remote_code=False, use_safetensors=True
-        ).eval()
-        if self.tokenizer.chat_template is None:
-            raise ModelError(
-                f"expected a chat template in {self.reference}, found none. Next: release an instruction-tuned base model."
-            )
-        config = self._model.config
-        self.window = int(getattr(config, "max_position_embeddings", 0) or self.tokenizer.model_max_length)
-        ends = self._model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        self._ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
+    reference: str
+    base_revision: str
+    tokenizer: Any
+    window: int
 
     def attach(self, name: str, folder: Path) -> None:
-        """Load the adapter in `folder` beside those already attached; requests in line before it go first."""
-        self._thread.submit(self._attach, name, folder).result()
-
-    def _attach(self, name: str, folder: Path) -> None:
-        from peft import PeftModel
-
-        if name in self._attached:
-            return
-        base = self._model.get_base_model() if self._attached else self._model
-        check_fits(dict(base.named_modules()), folder)
-        if self._attached:
-            self._model.load_adapter(str(folder), adapter_name=name)
-        else:
-            self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
-        self._model.eval()
-        self._attached.add(name)
+        """Make the adapter in `folder` usable as `name`. Raises ReleaseError when it does not fit."""
 
     def detach(self, name: str) -> None:
-        """Drop an adapter once everything now in line is done. Returns at once."""
-        self._thread.submit(self._detach, name).add_done_callback(_log_failure)
-
-    def _detach(self, name: str) -> None:
-        if name not in self._attached:
-            return
-        if self._attached == {name}:
-            self._model = self._model.unload()
-        else:
-            if name in self._model.active_adapters:
-                self._model.set_adapter(next(iter(self._attached - {name})))
-            self._model.delete_adapter(name)
-        self._attached.discard(name)
+        """Drop an adapter once everything that was begun with it is done. Returns at once."""
 
     def generate(
         self, adapter: str | None, token_ids: Sequence[int], sampling: Sampling, listener: Listener | None = None
     ) -> "Future[Generated]":
-        """Put a generation in line; `adapter` None is the base model as it is.
+        """Begin a generation; `adapter` None is the base model as it is.
 
         `listener` is told the text while it is made, and ends it early. One that is gone before its turn comes
         raises `TooLate`.
         """
-        return self._thread.submit(self._generate, adapter, list(token_ids), sampling, listener or Listener())
-
-    def _generate(self, adapter: str | None, token_ids: list[int], sampling: Sampling, listener: Listener) -> Generated:
-        import torch
-
-        if listener.gone:
-            raise TooLate("expected the model to be free in time, found others before this request. Next: try again.")
-        started = time.monotonic()
-        teller = Teller(self._decoded, sampling.stop, listener)
-        if adapter is None and self._attached:
-            with self._model.disable_adapter():
-                output = self._tokens(torch, token_ids, sampling, listener, teller)
-        else:
-            if adapter is not None and self._model.active_adapters != [adapter]:
-                self._model.set_adapter(adapter)
-            output = self._tokens(torch, token_ids, sampling, listener, teller)
-        ended = teller.stopped or (bool(output) and output[-1] in self._ends)
-        return Generated(
-            text=teller.end(),
-            prompt_tokens=len(token_ids),
-            completion_tokens=len(output),
-            finish_reason="stop" if ended else "length",
-            seconds=time.monotonic() - started,
-        )
-
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _tokens(
-        self, torch: Any, token_ids: list[int], sampling: Sampling, listener: Listener, teller: Teller
-    ) -> list[int]:
-        choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if sampling.temperature > 0:
-            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-        if sampling.repetition_penalty > 1:
-            from transformers import RepetitionPenaltyLogitsProcessor
-
-            # Counted from the end of the prompt: an answer may repeat its documents, not itself.
-            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty, prompt_ignore_length=len(token_ids))
-            choice["logits_processor"] = [penalty]
-
-        def look(ids: Any, _scores: Any, **_: Any) -> Any:
-            teller.put(int(ids[0, -1]))
-            return torch.tensor([teller.stopped or listener.gone])
-
-        ids = torch.tensor([token_ids], dtype=torch.long)
-        with torch.inference_mode():
-            output = self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.max_tokens,
-                use_cache=True,
-                eos_token_id=self._ends or None,
-                pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
-                stopping_criteria=[look],
-                **choice,
-            )
-        tokens: list[int] = output[0, len(token_ids) :].tolist()
-        return tokens
 
     def close(self) -> None:
-        """Stop the model's thread after the work in line."""
-        self._thread.shutdown(wait=False)
+        """Let go of the model after the work at hand."""
 
 
-def fastest_type() -> Any:
-    """Return bfloat16 where the processor multiplies it natively, else float32."""
-    import torch
+def load_tokenizer(reference: str, folder: Path) -> Any:
+    """Return the tokenizer in `folder`. Raises ModelError when it has no chat template."""
+    from transformers import AutoTokenizer
 
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def load_base(reference: str, base_revision: str, cache: Path, endpoint_url: str | None, threads: int) -> LanguageModel:
-    """Return the base model of a release. Raises ReleaseError when its bytes are not the ones released."""
-    # Converting a GGUF takes a gigabyte for a moment: a child process gives it back to the machine.
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as child:
-        folder = child.submit(_fetch, reference, cache, endpoint_url).result()
-    found = models.revision(reference, folder)
-    if found != base_revision:
-        raise ReleaseError(
-            f"expected revision {base_revision} of {reference}, found {found}. "
-            "Next: restore the model this release was made with, or release again."
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"expected a chat template in {reference}, found none. Next: release an instruction-tuned base model."
         )
-    return LanguageModel(reference, base_revision, folder, threads)
+    return tokenizer
 
 
-def _fetch(reference: str, cache: Path, endpoint_url: str | None) -> Path:
-    return models.fetch(reference, cache, Storage(endpoint_url))
+def window_of(config: Any, tokenizer: Any) -> int:
+    """Return how many tokens a model with this configuration takes in and gives, together."""
+    return int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
 
 
-def fetch_adapter(storage: Storage, uri: str, sha256: str, cache: Path) -> Path:
-    """Return a folder with the adapter's files, downloaded once and proven to have the digest `sha256`.
-
-    Raises ReleaseError when there are none, when they differ, or when any is a pickle.
-    """
-    folder = cache.resolve() / f"adapter-{sha256[:16]}"
-    if folder.is_dir() and folder_digest(folder) == sha256:
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    prefix = uri.rstrip("/") + "/"
-    for item, _size, _etag in storage.list(prefix):
-        target = (partial / item.removeprefix(prefix)).resolve()
-        if not target.is_relative_to(partial.resolve()) or target.suffix in _PICKLED:
-            raise ReleaseError(f"expected safetensors and JSON below {uri}, found {item}. Next: register again.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(storage.get_bytes(item))
-    if not (partial / WEIGHTS).is_file():
-        raise ReleaseError(f"expected {WEIGHTS} below {uri}, found none. Next: train and register again.")
-    if (found := folder_digest(partial)) != sha256:
-        raise ReleaseError(
-            f"expected adapter files with digest {sha256} below {uri}, found {found}. "
-            "Next: do not use these bytes; release another version, or roll back."
-        )
-    partial.rename(folder)
-    return folder
-
-
-def check_fits(modules: Mapping[str, Any], folder: Path) -> None:
-    """Prove that every LoRA matrix in `folder` belongs to a layer of the model and has its shape.
-
-    PEFT only warns about names it does not find, and a release must not answer without its adapter.
-    """
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (not a dict)
-    matrices = [(match, shapes[match[0]]) for match in map(_MATRIX.match, shapes) if match]
-    if not matrices:
-        raise ReleaseError(f"expected LoRA matrices in {WEIGHTS}, found none. Next: train and register again.")
-    for match, shape in matrices:
-        layer = modules.get(match["layer"])
-        side, place = ("in_features", 1) if match["side"] == "A" else ("out_features", 0)
-        if layer is None or getattr(layer, side, None) != shape[place]:
-            found = "no such layer" if layer is None else f"{side} {getattr(layer, side, None)}"
-            raise ReleaseError(
-                f"expected a layer {match['layer']} with {side} {shape[place]} in the base model, found {found}. "
-                "Next: release the adapter with the base model it was trained on."
-            )
-
-
-def folder_digest(folder: Path) -> str:
-    """Return the digest of an adapter folder: the one `contracts.digest_of` gives for its artifacts."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest({str(path.relative_to(folder)): file_digest(path) for path in files})
-
-
-def _log_failure(done: "Future[None]") -> None:
-    if (error := done.exception()) is not None:
-        log.error("an adapter could not be dropped: %r", error)
+def ends_of(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that end an answer."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})

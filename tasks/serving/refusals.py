@@ -113,6 +113,18 @@ class KnowledgeAway(Refusal, TryAgain):
     status, code = 503, "knowledge_unavailable"
 
 
+class GenerationAway(Refusal, TryAgain):
+    """The model's server cannot be reached, or takes no request of ours: nothing is known against the model."""
+
+    status, code = 503, "generation_unavailable"
+
+
+class GenerationBroke(Refusal, TryAgain):
+    """The model's server failed at a generation, or told something else than an answer."""
+
+    status, code = 502, "generation_failed"
+
+
 def status_of(error: MillraceError) -> tuple[int, str, str | None]:
     """Return HTTP status, code and param of any error."""
     if isinstance(error, Refusal):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from anyio.to_thread import current_default_thread_limiter
 
 from tasks.errors import OptionError, SettingsError, nearest
 from tasks.options import parse_options
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOCAL_HOSTS = {"127.0.0.1", "localhost", "::1"}
 GRACE_SECONDS = 30
+SPARE_THREADS = 32  # for searches, feedback, probes, and refusals
 
 
 def main(arguments: list[str]) -> int:
@@ -63,6 +65,7 @@ def main(arguments: list[str]) -> int:
                 app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
             ),
             assistant,
+            configured.assistant_places,
         )
         # uvicorn raises the signal again after its own orderly end; by then there is nothing left to interrupt.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,9 +78,17 @@ def main(arguments: list[str]) -> int:
 class Server(uvicorn.Server):
     """Ends what is still being written some seconds before it stops waiting for it."""
 
-    def __init__(self, config: uvicorn.Config, assistant: Assistant, hurry_after: float = GRACE_SECONDS - 10) -> None:
+    def __init__(
+        self, config: uvicorn.Config, assistant: Assistant, places: int = 9, hurry_after: float = GRACE_SECONDS - 10
+    ) -> None:
         super().__init__(config)
-        self._assistant, self._hurry_after = assistant, hurry_after
+        self._assistant, self._places, self._hurry_after = assistant, places, hurry_after
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, with a thread for every request that has a place, and some for those that are refused."""
+        limiter = current_default_thread_limiter()
+        limiter.total_tokens = max(limiter.total_tokens, self._places + SPARE_THREADS)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and end those at hand."""
@@ -98,6 +109,7 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
         releases,
         requests,
         find_in_postgres(connections[2], configured),
+        chat_places=configured.assistant_places,
         seconds=configured.assistant_seconds,
         guardrails=Guardrails.of(configured),
         limits=Limits(PerMinute(most) if most else None, budget),

