@@ -84,7 +84,8 @@ class ModelServer:
             base_url=base,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ASK_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            # A connection that the server closes as it is used again would look like a server that is away.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
     async def models(self) -> dict[str, Card]:

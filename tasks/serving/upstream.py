@@ -59,13 +59,14 @@ class UpstreamModel:
         self._adapters: dict[str, tuple[str, Path]] = {}  # by the name in this process: the name there, and the files
         self._changes = asyncio.Lock()
         self._at_work: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, name="upstream", daemon=True).start()
         has_ends = (folder / "generation_config.json").is_file()
         self._ends = ends_of(GenerationConfig.from_pretrained(folder) if has_ends else None, self.tokenizer)
         window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), self.tokenizer)
         try:
-            card = self._wait(self._proven_base())
+            card = self._begin(self._proven_base()).result()
         except BaseException:
             self.close()
             raise
@@ -75,7 +76,7 @@ class UpstreamModel:
         """Have the adapter in `folder` loaded there, unless it is; prove that it is."""
         self._adapters[name] = (f"millrace-{folder_digest(folder)[:16]}", folder.resolve())
         try:
-            self._wait(self._proven_adapter(*self._adapters[name]))
+            self._begin(self._proven_adapter(*self._adapters[name])).result()
         except BaseException:
             del self._adapters[name]
             raise
@@ -84,21 +85,30 @@ class UpstreamModel:
         """Have an adapter dropped that no release here uses any more. Returns at once."""
         served, _folder = self._adapters.pop(name, ("", None))
         if served:
-            asyncio.run_coroutine_threadsafe(self._drop(served), self._loop)
+            self._begin(self._drop(served))
 
     def generate(
         self, adapter: str | None, token_ids: Sequence[int], sampling: Sampling, listener: Listener | None = None
     ) -> "Future[Generated]":
         """Begin a generation; see `LanguageModel`."""
-        work = self._kept(self._generate(adapter, list(token_ids), sampling, listener or Listener()))
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._begin(self._generate(adapter, list(token_ids), sampling, listener or Listener()))
 
     def close(self) -> None:
         """End the thread once what is at work has ended."""
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
+        if not self._closed:
+            self._closed = True
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Start work on the loop; `close` waits for it."""
+        return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
+
+    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None  # it runs as one
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        return await work
 
     def _run(self) -> None:
         self._loop.run_forever()
@@ -154,13 +164,6 @@ class UpstreamModel:
                 await self._server.unload(served)
             except (httpx.HTTPError, BadStatus, BadAnswer) as error:
                 log.warning("the adapter %s was not dropped by the model server: %s", served, error or type(error))
-
-    async def _kept(self, generation: Coroutine[Any, Any, Generated]) -> Generated:
-        """Return what a generation does; `close` waits for it."""
-        task = asyncio.ensure_future(generation)
-        self._at_work.add(task)
-        task.add_done_callback(self._at_work.discard)
-        return await task
 
     async def _generate(self, adapter: str | None, ids: list[int], sampling: Sampling, listener: Listener) -> Generated:
         if listener.gone:

@@ -7,8 +7,8 @@ import pytest
 from tasks.errors import ModelError
 from tasks.release import ledger
 from tasks.serving.answering import Assistant, find_in_postgres
-from tasks.serving.prompt import parse_prompt
 from tasks.serving.loading import Loaded, Loader
+from tasks.serving.prompt import parse_prompt
 from tasks.settings import Settings
 
 from .conftest import WordEmbedder, app_of, call, make_release

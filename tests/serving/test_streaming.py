@@ -16,9 +16,10 @@ import uvicorn
 from tasks.errors import ServiceUnavailable
 from tasks.serving import streaming, telling
 from tasks.serving.answering import Assistant, Begun
-from tasks.serving.language_model import LanguageModel, Sampling
+from tasks.serving.language_model import Sampling
 from tasks.serving.refusals import LEFT
 from tasks.serving.telling import Teller
+from tasks.serving.transformers_model import TransformersModel
 
 from .conftest import app_of, call
 from .test_api import QUESTION, error_of
@@ -114,7 +115,7 @@ def test_what_breaks_later_is_an_event(
     def broken(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(LanguageModel, "_tokens", broken)
+    monkeypatch.setattr(TransformersModel, "_tokens", broken)
     first, last = events(call(app_of(ready), "POST", "/v1/chat/completions", json=QUESTION | {"stream": True}))
     assert first["choices"] and last["error"]["code"] == code and "secret" not in str(last)
     assert rows[0].error in ("ServiceUnavailable", "InternalError")
