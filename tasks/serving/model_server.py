@@ -82,6 +82,7 @@ class ModelServer:
         self._key, self._stalled = key, stalled_seconds
         self._http = httpx.AsyncClient(
             base_url=base,
+            trust_env=base.host not in {"127.0.0.1", "localhost", "::1"},  # no proxy for what is in this pod
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ASK_SECONDS, connect=CONNECT_SECONDS),
             # A connection that the server closes as it is used again would look like a server that is away.

@@ -74,7 +74,7 @@ def test_the_reader_of_queries_sees_names_and_labels() -> None:
 
 def test_each_alert_has_a_runbook_and_each_runbook_its_alert() -> None:
     found = alerts()
-    assert len(found) == 31
+    assert len(found) == 32
     assert {path.stem for path in RUNBOOKS.glob("*.md")} == set(found) == set(CASES)
     for name, rule in found.items():
         assert rule["labels"]["severity"] in {"critical", "warning"}
