@@ -40,6 +40,7 @@ class Releases:
         self._leaving: list[Loaded] = []
         self._newest: int | None = None
         self._problem: str | None = "the ledger has not been read yet"
+        self._neither = ""  # what earlier releases failed with, that might have answered
         self._setbacks = Setbacks()
         self._stop = threading.Event()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
@@ -125,7 +126,7 @@ class Releases:
         elif self._setbacks.due(newest.release):
             self._switch(newest)
         elif against := self._setbacks.current:
-            self._problem = self._told(against.release, against.reason)
+            self._problem = self._told(against.release, against.reason) + self._neither
 
     def _switch(self, newest: ledger.Release) -> None:
         if self._live is None:
@@ -146,14 +147,16 @@ class Releases:
         self._problem = self._told(newest.release, against.reason)
         expected = isinstance(found, MillraceError)
         log.error("%s; next try in %.0f s", self._problem, against.pause, exc_info=None if expected else found)
-        if self._live is None and (earlier := self._earlier(newest, of_another_model=False)):
-            self._replace(earlier)
-            self._problem = self._told(newest.release, against.reason)
+        if self._live is None:
+            earlier, self._neither = self._earlier(newest, of_another_model=False)
+            if earlier is not None:
+                self._replace(earlier)
+            self._problem = self._told(newest.release, against.reason) + self._neither
             log.warning("%s", self._problem)
 
     def _rest(self, newest: ledger.Release, doubt: str) -> None:
         """Answer with an earlier model for a while, where there is one."""
-        earlier = self._earlier(newest, of_another_model=True)
+        earlier, self._neither = self._earlier(newest, of_another_model=True)
         if earlier is None:
             self._problem = (
                 f"release {newest.release} {doubt}, and no earlier release with another model loads; it goes on"
@@ -176,8 +179,9 @@ class Releases:
         error = attempt.exception()
         return attempt.result() if error is None else error
 
-    def _earlier(self, newest: ledger.Release, *, of_another_model: bool) -> Loaded | None:
-        """Return the newest release before `newest` that loads (with its own index version), or None."""
+    def _earlier(self, newest: ledger.Release, *, of_another_model: bool) -> tuple[Loaded | None, str]:
+        """Return the newest release before `newest` that loads (with its own index version), and what others failed with."""
+        neither = ""
         candidate = self._before(newest)
         for _step in range(MOST_STEPS_BACK):
             if candidate is None or self._stop.is_set():
@@ -185,10 +189,10 @@ class Releases:
             if not of_another_model or candidate.identity != newest.identity:
                 found = self._attempt(candidate)
                 if isinstance(found, Loaded):
-                    return found
-                log.error("release %d did not load either (%s: %s)", candidate.release, type(found).__name__, found)
+                    return found, neither
+                neither += f"; release {candidate.release} did not load either ({type(found).__name__}: {found})"
             candidate = self._before(candidate)
-        return None
+        return None, neither
 
     def _before(self, release: ledger.Release) -> ledger.Release | None:
         return self._connection.run(lambda connection: ledger.before(connection, release))
@@ -196,7 +200,7 @@ class Releases:
     def put_live(self, loaded: Loaded) -> Loaded | None:
         """Make `loaded`, the newest release, what the next request answers with; return what was so before."""
         self._setbacks.answers(loaded.release.release)
-        self._problem = None
+        self._problem, self._neither = None, ""
         return self._replace(loaded)
 
     def _replace(self, loaded: Loaded) -> Loaded | None:

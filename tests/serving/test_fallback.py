@@ -122,7 +122,12 @@ def test_an_earlier_release_without_its_index_is_passed_over_and_none_is_none(wo
     gone = ReleaseError("expected index version 1 to be there, found none")
     world.broken = {newest: ModelError("expected a model"), retired: gone, oldest: gone}
     assert world.poll() is None and world.tried == [newest, retired, oldest]
-    assert world.releases.problem == "release 3 did not load (ModelError: expected a model); nothing can answer"
+    problem = world.releases.problem or ""
+    assert problem.startswith(
+        "release 3 did not load (ModelError: expected a model); nothing can answer; release 2 did"
+    )
+    assert problem.endswith(f"release 1 did not load either (ReleaseError: {gone})")
+    assert world.poll(1) is None and world.releases.problem == problem, "it stays visible until the next try"
     assert not world.releases.fallback
     del world.broken[oldest]
     assert world.poll(5) == oldest

@@ -38,7 +38,7 @@ def test_a_model_on_a_server_answers_as_one_in_the_assistant_and_a_broken_releas
             "MILLRACE_GENERATION_ADAPTERS": str(tmp_path / "adapters"), "MILLRACE_ASSISTANT_PLACES": "40",
         }  # fmt: skip
         with served(environment) as (client, process):
-            until(lambda: "serve the base model" in (client.get("/readyz").json()["problem"] or "") or llama.asked, 20)
+            until(lambda: "serve the base model" in (client.get("/readyz").json()["problem"] or ""))
             llama.base = served_base(world.base_revision)
             llama._models[llama.base] = llama._models["teacher"]
             until(lambda: client.get("/readyz").status_code == 200)
