@@ -91,6 +91,16 @@ class Settings(BaseSettings):
     assistant_places: int = Field(
         default=9, ge=1, le=256, description="Chats that may wait or be answered at once; more are refused"
     )
+    # What else becomes of a request: its trace in MLflow, and a candidate's answer to it that nobody gets.
+    trace_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the requests that become traces in MLflow; 0: none"
+    )
+    shadow_model_version: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]*$",
+        description="Version of MILLRACE_MODEL_NAME that answers a share of the chats too, for the record only; unset: none",
+    )
+    shadow_share: float = Field(default=0.1, ge=0, le=1, description="Share of the chats that it answers")
     cache_dir: Path = Field(default=Path(".millrace/cache"), description="Scratch folder for models; may be lost")
     schedule_start: datetime | None = Field(default=None, description="No nightly slot before this moment is run")
 

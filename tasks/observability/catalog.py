@@ -91,6 +91,8 @@ _SERVED: tuple[tuple[str, Kind, str, str, tuple[float, ...]], ...] = (
     ("request_log_rows_total", "counter", "result", "Rows of the request log: written, spooled, lost, refused", ()),
     ("request_log_waiting", "gauge", "", "Rows not yet in Postgres", ()),
     ("request_log_spool_bytes", "gauge", "", "Size of the spool file", ()),
+    ("traces_total", "counter", "result", "Sampled requests, by what became of their trace: written, dropped, refused", ()),
+    ("shadow_answers_total", "counter", "result", "Chats for the shadow: answered, interrupted, failed, busy, unusable, lost", ()),
 )  # fmt: skip
 
 EXPORTED = {

@@ -33,7 +33,10 @@ from tasks.serving.prompting import BuiltPrompt, Message, build_prompt
 from tasks.serving.refusals import LEFT, Busy, KnowledgeAway, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
+from tasks.serving.shadow import Shadow
+from tasks.serving.spans import Steps
 from tasks.serving.telling import Listener
+from tasks.serving.trace_log import TraceLog
 from tasks.serving.tracing import request_id, trace_id
 from tasks.serving.unknown import NO_PROMPT, said_at_once
 from tasks.settings import Settings
@@ -109,12 +112,15 @@ class Assistant:
         seconds: float = ANSWER_SECONDS,
         guardrails: Guardrails | None = None,
         limits: Limits | None = None,
+        traces: TraceLog | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.releases, self.requests = releases, requests
         self._find, self.seconds = find, seconds
         self.guardrails, self.limits = guardrails or Guardrails(), limits or Limits()
         self._chat_line, self._search_line = Line(chat_places), Line(search_places)
-        self.meters = Meters(releases, requests)
+        self._traces, self.shadow = traces or TraceLog.off(), shadow or Shadow.off(releases)
+        self.meters = Meters(releases, requests, self._traces, self.shadow)
         self.meters.places("chat", chat_places)
         self.meters.places("search", search_places)
         self._listeners: set[Listener] = set()
@@ -123,8 +129,9 @@ class Assistant:
     def search(self, question: str, k: int, client: str) -> Searched:
         """Return the chunks nearest to `question`."""
         row = _row("search", question, client)
-        with self._recorded(row), self._search_line.place(), self.releases.use() as loaded:
-            hits = self._look_up(loaded, row, k)
+        with self._recorded(row) as steps, self._search_line.place(), self.releases.use() as loaded:
+            with steps.step("retrieval"):
+                hits = self._look_up(loaded, row, k)
             self.guardrails.searched(row, hits)
             return Searched(row, hits)
 
@@ -144,20 +151,29 @@ class Assistant:
         clock = time.monotonic()
         deadline = clock + self.seconds
         row = _row("chat", messages[-1]["content"], client)
-        with self._recorded(row), self._chat_line.place(), self.releases.use() as loaded:
+        with (
+            self._recorded(row) as steps,
+            self._chat_line.place(),
+            self.shadow.aside(),
+            self.releases.use() as loaded,
+        ):
             known = (LIVE_MODEL, loaded.release.model_name)
             if model is not None and model not in known:
                 raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
             self.guardrails.ask(row, (message["content"] for message in messages))
-            hits = self.guardrails.usable(row, self._look_up(loaded, row, loaded.prompt.front.documents))
+            with steps.step("retrieval"):
+                found = self._look_up(loaded, row, loaded.prompt.front.documents)
+            hits = self.guardrails.usable(row, found)
             unknown = self.guardrails.unknown(row, hits)
-            built = NO_PROMPT if unknown else build_prompt(loaded, messages, hits, sampling.max_tokens)
+            with steps.step("prompt"):
+                built = NO_PROMPT if unknown else build_prompt(loaded, messages, hits, sampling.max_tokens)
             self.meters.cut(built.context_tokens_cut)
             yield Begun(row, loaded, built)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
             listener = Listener(deadline)
             row.prompt_tokens, told = len(built.token_ids), list[str]()
-            with self._heard(listener):
+            steps.release, steps.prompt, steps.built, steps.sampling = loaded.release, loaded.prompt, built, sampling
+            with self._heard(listener), steps.step("generation"):
                 try:
                     if unknown:
                         generation = said_at_once(loaded.prompt.front.unknown, listener)
@@ -176,12 +192,13 @@ class Assistant:
                 except GeneratorExit:
                     row.answer, row.completion_tokens = "".join(told), listener.tokens
                     raise
-            row.answer = generated.text
+            row.answer, steps.generated = generated.text, generated
             if not unknown:
                 row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
+        self.shadow.offer(row, steps, question)
 
     @contextmanager
     def _heard(self, listener: Listener) -> Iterator[None]:
@@ -239,12 +256,12 @@ class Assistant:
         return hits
 
     @contextmanager
-    def _recorded(self, row: RequestRow) -> Iterator[None]:
+    def _recorded(self, row: RequestRow) -> Iterator[Steps]:
         """Time and count the block, and give its row to the request log, with the name of the error it ended with."""
-        started = time.monotonic()
+        started, steps = time.monotonic(), Steps()
         try:
             with self.meters.in_flight(row.kind):
-                yield
+                yield steps
         except GeneratorExit:
             row.error = LEFT
             raise
@@ -257,6 +274,7 @@ class Assistant:
             self.meters.ended(row)
             self.requests.put(row)
             self.limits.spend(row)
+            self._traces.put(row, steps)  # after `keep`: a trace holds what the row may hold
             log.info(
                 "request=%s kind=%s key=%s error=%s ms=%.1f", row.id, row.kind, row.key_name, row.error, row.latency_ms
             )

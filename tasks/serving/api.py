@@ -111,6 +111,7 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
             "newest_release": assistant.releases.newest,
             "fallback": assistant.releases.fallback,
             "problem": problem,
+            "shadow": assistant.shadow.problem,
             "requests": assistant.requests.counts(),
         }
         return JSONResponse(body, 200 if live else 503)

@@ -117,6 +117,10 @@ class Guardrails:
             for rule in found:
                 _note(row, rule, "answer", "redacted")
 
+    def stored(self, text: str) -> str:
+        """Return a text as it may be kept."""
+        return redacted(text)[0] if self.redact_log else text
+
 
 def spoken_to(text: str) -> list[str]:
     """Return the rules that find instructions to a language model in a text."""

@@ -6,7 +6,7 @@ writes nothing else.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ from prometheus_client.registry import Collector
 from tasks.observability.catalog import SERVED
 from tasks.serving.releases import Releases
 from tasks.serving.request_log import RequestLog, RequestRow
+from tasks.serving.shadow import Shadow
+from tasks.serving.trace_log import TraceLog
 
 ANSWERED = "answered"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -41,11 +43,11 @@ def _name(name: str) -> str:
 class Meters:
     """What one assistant has done. Safe to use from many threads."""
 
-    def __init__(self, releases: Releases, requests: RequestLog) -> None:
+    def __init__(self, releases: Releases, requests: RequestLog, traces: TraceLog, shadow: Shadow) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._registry.register(State(releases, requests))
+        self._registry.register(State(releases, requests, traces, shadow))
         self._requests, self._responses = self._counter("requests_total"), self._counter("responses_total")
         self._tokens, self._cut = self._counter("tokens_total"), self._counter("context_tokens_cut_total")
         self._guarded, self._limited = self._counter("guardrail_events_total"), self._counter("limited_total")
@@ -118,10 +120,10 @@ class Meters:
 
 
 class State(Collector):
-    """What the release and the request log say at the moment of a scrape."""
+    """What the release, the request log, the traces and the shadow say at the moment of a scrape."""
 
-    def __init__(self, releases: Releases, requests: RequestLog) -> None:
-        self._releases, self._requests = releases, requests
+    def __init__(self, releases: Releases, requests: RequestLog, traces: TraceLog, shadow: Shadow) -> None:
+        self._releases, self._requests, self._traces, self._shadow = releases, requests, traces, shadow
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is asked before the first scrape."""
@@ -137,13 +139,19 @@ class State(Collector):
             release = live.release
             yield _family("release_info", 1.0, release.release, release.model_version, release.index_version)
             yield _family("release_created_timestamp_seconds", release.created_at.timestamp())
-        metric = SERVED[_name("request_log_rows_total")]
-        rows = CounterMetricFamily(metric.name, metric.meaning, labels=metric.labels)
-        for result in _ROWS:
-            rows.add_metric([result], counts[result])
-        yield rows
+        yield _results("request_log_rows_total", {result: counts[result] for result in _ROWS})
+        yield _results("traces_total", self._traces.counts())
+        yield _results("shadow_answers_total", self._shadow.counts())
         yield _family("request_log_waiting", counts["waiting"])
         yield _family("request_log_spool_bytes", counts["spool_bytes"])
+
+
+def _results(name: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    metric = SERVED[_name(name)]
+    family = CounterMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+    for result, number in counts.items():
+        family.add_metric([result], number)
+    return family
 
 
 def _family(name: str, value: float, *labels: Any) -> GaugeMetricFamily:

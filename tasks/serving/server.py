@@ -29,6 +29,8 @@ from tasks.serving.keys import parse_keys
 from tasks.serving.limits import DayBudget, Limits, PerMinute, tokens_since
 from tasks.serving.releases import Releases
 from tasks.serving.request_log import RequestLog
+from tasks.serving.shadow import Shadow
+from tasks.serving.trace_log import TraceLog
 from tasks.settings import Settings, settings
 
 log = logging.getLogger(__name__)
@@ -100,19 +102,24 @@ class Server(uvicorn.Server):
 def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, FeedbackBox]]:
     """Yield the assistant with its threads running; at the end stop them, and write or spool the request log."""
     url = configured.database_url.get_secret_value()
-    connections = [KeptConnection(url) for _ in range(5)]
+    connections = [KeptConnection(url) for _ in range(6)]
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
     most, tokens = configured.assistant_requests_per_minute, configured.assistant_tokens_per_day
     budget = DayBudget(tokens, tokens_since(connections[4]), requests.knows) if tokens else None
+    guardrails = Guardrails.of(configured)
+    traces = TraceLog.of(configured)
+    shadow = Shadow.of(configured, releases, connections[5], redact=guardrails.stored)
     assistant = Assistant(
         releases,
         requests,
         find_in_postgres(connections[2], configured),
         chat_places=configured.assistant_places,
         seconds=configured.assistant_seconds,
-        guardrails=Guardrails.of(configured),
+        guardrails=guardrails,
         limits=Limits(PerMinute(most) if most else None, budget),
+        traces=traces,
+        shadow=shadow,
     )
     feedback = FeedbackBox(connections[3], requests, parse_reviewers(configured.assistant_reviewers))
     releases.start()
@@ -124,8 +131,10 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
         assistant.close()
         if budget is not None:
             budget.close()
+        shadow.close()
         releases.close()
         requests.close()
+        traces.close()
         for connection in connections:
             connection.close()
 
