@@ -1,7 +1,7 @@
 """MLflow over plain HTTP, for a process that must not pay for importing it (160 MB and 2 s, measured): the assistant.
 
-Writes spans to the server's OTLP endpoint (`/v1/traces`, MLflow 3.6 and later, a server with an SQL database), reads model
-versions of its registry, and makes an experiment where there is none. Credentials are MLflow's own variables:
+Writes spans to the server's OTLP endpoint (`/v1/traces`, MLflow 3.6 and later, a server with an SQL database) and deletes
+traces, reads model versions of its registry, and makes an experiment where there is none. Credentials are MLflow's own variables:
 MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Fails with `ServiceUnavailable` when the
 server does not answer in seconds, and with `DataError` when it refuses what it was sent. Everything else that speaks to
 MLflow does so through `tasks.tracking`.
@@ -18,6 +18,7 @@ from tasks.errors import DataError, ServiceUnavailable
 CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 15.0
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
+_AT_ONCE = 100  # the most traces that MLflow deletes by their ids in one request
 
 
 class MlflowHttp:
@@ -49,6 +50,20 @@ class MlflowHttp:
         answer = self._send("POST", "/v1/traces", json=body, headers={"x-mlflow-experiment-id": experiment_id})
         if answer.is_error:
             raise self._refused(answer)
+
+    def delete_traces(self, experiment: str, trace_ids: Sequence[str]) -> int:
+        """Delete traces of an experiment, those that are not there aside; return how many were."""
+        found = self._ask("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": experiment})
+        deleted = 0
+        for start in range(0, len(trace_ids) if found else 0, _AT_ONCE):
+            assert found is not None  # there are steps
+            body = {
+                "experiment_id": found["experiment"]["experiment_id"],
+                "request_ids": list(trace_ids[start : start + _AT_ONCE]),
+            }
+            said = self._ask("POST", "/api/2.0/mlflow/traces/delete-traces", json=body)
+            deleted += int(said.get("traces_deleted", 0)) if said else 0
+        return deleted
 
     def model_version(self, name: str, version: str) -> dict[str, str] | None:
         """Return the tags of a model version, or None where there is no such version."""

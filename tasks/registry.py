@@ -48,6 +48,7 @@ TOOLS = {
     "doctor": "tasks.doctor.command:main",
     "replay": "tasks.serving.replay:main",
     "choose_min_score": "tasks.serving.min_score:main",
+    "shadow_report": "tasks.release.shadow_report:main",
     "backup": "tasks.backup.command:backup",
     "backups": "tasks.backup.command:backups",
     "verify_backup": "tasks.backup.command:verify_backup",

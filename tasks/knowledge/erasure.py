@@ -1,11 +1,12 @@
 """Erase one document: from the index, its copies and its traces; and say what had been built on it.
 
-Adds a row to `erasures` first, which keeps the document from coming back: a sync passes it over, a dataset is not built from it,
-and a sync that runs meanwhile cannot make it serve. Then deletes the objects that hold its text, below `s3://BUCKET/quarantine/`,
-`teacher/` and in run folders, and in one transaction the rows (tasks.knowledge.erasure_rows), and completes the audit row; one
-that says nothing was removed is of an erasure that was cut off. Datasets, models and releases that were built on it are listed,
-not changed: they are evidence, and whether to train again is a person's decision. Safe to repeat. What stays: docs/knowledge.md.
-Fails with `DataError` when nothing of that document is known.
+Adds a row to `erasures` first, which keeps the document from coming back: a sync passes it over, a dataset is not built from
+it, and a sync that runs meanwhile cannot make it serve. Then deletes the objects that hold its text, below
+`s3://BUCKET/quarantine/`, `teacher/` and in run folders, and the traces in MLflow of answers made from it, and in one
+transaction the rows (tasks.knowledge.erasure_rows), and completes the audit row; one that says nothing was removed is of an
+erasure that was cut off. Datasets, models and releases that were built on it are listed, not changed: they are evidence, and
+whether to train again is a person's decision. Safe to repeat. What stays: docs/knowledge.md. Fails with `DataError` when
+nothing of that document is known.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import getpass
 import os
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import sql
@@ -21,10 +23,12 @@ from psycopg.types.json import Jsonb
 from tasks.database import Connection, connect
 from tasks.errors import DataError
 from tasks.knowledge import index_tables
-from tasks.knowledge.erasure_rows import copies_of, delete_rows, delete_unused_vectors, versions_with
+from tasks.knowledge.erasure_rows import answered_from, copies_of, delete_rows, delete_unused_vectors, versions_with
 from tasks.knowledge.index_tables import Version
 from tasks.knowledge.traces import naming
+from tasks.mlflow_http import MlflowHttp
 from tasks.options import parse_options
+from tasks.serving.spans import EXPERIMENT, trace_name
 from tasks.settings import Settings
 from tasks.storage import Storage
 
@@ -48,16 +52,18 @@ def erase(settings: Settings, storage: Storage, corpus: str, uri: str, by: str, 
     with connect() as connection:
         number, before = _begin(connection, corpus, uri, by, reason)
         places = _bodies(connection, corpus, uri)
+        answered = answered_from(connection, corpus, uri)
     datasets = sorted({place.split("/")[4] for place in naming(storage, f"{bucket}/datasets/", uri)})
     places += naming(storage, f"{bucket}/runs/", uri, _TEXTS)
     places += naming(storage, f"{bucket}/teacher/", uri, suffix=".json")
     objects = sum(storage.delete_prefix(place) for place in places)
+    traces = _delete_traces(settings, answered)
     with connect() as connection:
         index_tables.lock_current(connection, corpus)  # no version is switched to, or dropped, until this is committed
         versions = versions_with(connection, corpus, uri)
         built_on = _built_on(connection, [one.version for one in versions if one.corpus == corpus], datasets)
         copies = copies_of(connection, corpus, uri)
-        removed = {"objects": objects, **delete_rows(connection, versions, corpus, uri)}
+        removed = {"objects": objects, "traces": traces, **delete_rows(connection, versions, corpus, uri)}
         known = before or bool(datasets) or any(removed.values())
         if known:
             removed["cached_vectors"] = delete_unused_vectors(connection)
@@ -113,6 +119,17 @@ def _bodies(connection: Connection, corpus: str, uri: str) -> list[str]:
     return [row["body_uri"] for row in rows]
 
 
+def _delete_traces(settings: Settings, requests: list[UUID]) -> int:
+    """Delete the traces in MLflow of requests that were answered with the document; return how many there were."""
+    if not requests:
+        return 0
+    http = MlflowHttp(settings.mlflow_tracking_uri)
+    try:
+        return http.delete_traces(EXPERIMENT, [trace_name(one) for one in requests])
+    finally:
+        http.close()
+
+
 def _built_on(connection: Connection, versions: list[int], datasets: list[str]) -> dict[str, list[Any]]:
     rows = connection.execute(
         "SELECT release, model_name, model_version, index_version, dataset_sha256 FROM releases "
@@ -133,7 +150,7 @@ def _built_on(connection: Connection, versions: list[int], datasets: list[str]) 
 def _vacuum(settings: Settings, tables: list[sql.Identifier]) -> None:
     """Let Postgres overwrite what was deleted: a deleted row stays in its file until then."""
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
-        others = ("documents", "quarantine", "embedding_cache", "requests")
+        others = ("documents", "quarantine", "embedding_cache", "requests", "shadow_answers")
         for table in [*tables, *map(sql.Identifier, others)]:
             with contextlib.suppress(psycopg.errors.UndefinedTable):  # dropped meanwhile: nothing of it is left
                 connection.execute(sql.SQL("VACUUM {}").format(table))

@@ -1,8 +1,10 @@
 """The rows of Postgres that hold an erased document: which index versions, which copies of it there are, and their removal.
 
-Reads and writes the tables of chunks, `documents`, `embedding_cache`, `quarantine`, `requests` and `feedback`, in the caller's
+Reads and writes the tables of chunks, `documents`, `embedding_cache`, `quarantine`, `requests`, `feedback` and `shadow_answers`, in the caller's
 transaction. Fails only as the database does.
 """
+
+from uuid import UUID
 
 from psycopg import sql
 
@@ -62,6 +64,12 @@ def copies_of(connection: Connection, corpus: str, uri: str) -> list[str]:
         (corpus, uri),
     )
     return [row["uri"] + ("" if row["corpus"] == corpus else f" (corpus {row['corpus']})") for row in rows]
+
+
+def answered_from(connection: Connection, corpus: str, uri: str) -> list[UUID]:
+    """Return the requests that were answered with the document."""
+    about = {"corpus": corpus, "uri": uri}
+    return [row["id"] for row in connection.execute(f"SELECT id FROM requests WHERE {_ANSWERED}".encode(), about)]
 
 
 def delete_rows(connection: Connection, versions: list[Version], corpus: str, uri: str) -> dict[str, int]:

@@ -27,6 +27,8 @@ class Proposal:
     prompt: str
     earlier: Release | None
     """The newest release that had these very weights, when there was one: it was replaced or rolled back."""
+    shadow: str = ""
+    """What its shadow answers to live questions say, in one line; of a model only."""
 
     @property
     def kind(self) -> Literal["model", "index"]:
@@ -60,6 +62,8 @@ def markdown(proposal: Proposal, mlflow_uri: str) -> str:
     ]
     if proposal.evidence is not None:
         lines += ["", *_losses(proposal.evidence)]
+    if proposal.shadow:
+        lines += ["", proposal.shadow]
     lines += ["", *_retrieval(proposal.index), "", *_links(proposal, mlflow_uri)]
     return "\n".join(lines) + "\n"
 

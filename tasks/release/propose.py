@@ -16,6 +16,7 @@ from tasks.errors import ReleaseError
 from tasks.knowledge.index_tables import Version, current
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
+from tasks.release import shadow_report
 from tasks.release.body import Proposal, markdown
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
@@ -70,6 +71,7 @@ def run(context: StageContext, options: Options) -> StageResult:
             "index_version": proposal.index.version,
             "live_release": live.release if live else None,
             "prompt_changed": proposal.prompt_changed,
+            "shadow": proposal.shadow,
         },
     )
 
@@ -100,6 +102,8 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         earlier = [
             release for release in releases.history(connection, 1_000) if release.identity == _identity(register)
         ]
+        facts = register.facts
+        shadow = shadow_report.report(connection, facts["model_name"], str(facts["model_version"]), live)
     return Proposal(
         live=live,
         index=found.index,
@@ -107,6 +111,7 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         evidence=evidence,
         prompt=found.prompt,
         earlier=earlier[0] if earlier else None,
+        shadow=shadow.summary(),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from tasks.serving.refusals import LEFT
 from tasks.serving.request_log import RequestRow
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tasks.serving.prompting import BuiltPrompt
 
 SERVICE = "millrace-assistant"
+EXPERIMENT = "millrace-assistant"  # of MLflow, in which the traces are
 _INTERNAL, _OK, _ERROR = 1, 1, 2  # SpanKind and status codes of OTLP
 Span = dict[str, Any]
 
@@ -60,6 +62,11 @@ class Steps:
             yield
         finally:
             self.times[name] = (started, self.now())
+
+
+def trace_name(request_id: UUID) -> str:
+    """Return the id that MLflow gives the trace of a request."""
+    return f"tr-{request_id.hex}"
 
 
 def trace_of(row: RequestRow, steps: Steps) -> list[Span]:

@@ -11,17 +11,15 @@ import logging
 import queue
 import threading
 import time
-from uuid import UUID
 
 from tasks.errors import DataError, ServiceUnavailable
 from tasks.mlflow_http import MlflowHttp
 from tasks.serving.request_log import RequestRow
-from tasks.serving.spans import SERVICE, Steps, trace_of
+from tasks.serving.spans import EXPERIMENT, SERVICE, Steps, trace_of
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "millrace-assistant"
 CAPACITY = 500
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LAST_SECONDS = 5.0  # at the end, for what waits
@@ -141,8 +139,3 @@ class TraceLog:
 def sampled(trace_id: str, share: float) -> bool:
     """Return whether a trace belongs to the share: by the last 56 bits of its id, which W3C asks to be random."""
     return int(trace_id[-14:], 16) < share * 2**56
-
-
-def trace_name(request_id: UUID) -> str:
-    """Return the id that MLflow gives the trace of a request."""
-    return f"tr-{request_id.hex}"

@@ -3,7 +3,7 @@
 import json
 import os
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from psycopg import sql
@@ -13,6 +13,9 @@ from tasks.database import connect
 from tasks.errors import DataError, OptionError
 from tasks.knowledge import index_tables
 from tasks.knowledge.erasure import main
+from tasks.mlflow_http import MlflowHttp
+from tasks.serving.request_log import RequestRow
+from tasks.serving.spans import EXPERIMENT, Steps, trace_name, trace_of
 from tasks.storage import Storage
 from tasks.training.examples import feedback
 from tests.knowledge.syncing import ANIMALS, Sync, current, document, rows_of
@@ -187,7 +190,18 @@ def test_answers_made_from_it_are_kept_from_learning(sync: Sync) -> None:
     insert("index_versions", OTHER_VERSION)
     other = rows("SELECT version FROM index_versions WHERE corpus = 'other'")[0]["version"]
     named, elsewhere, apart = uuid4(), uuid4(), uuid4()
+    insert("releases", {**RELEASE, "index_version": current()})
+    shadow = {
+        "model_name": "m",
+        "model_version": "2",
+        "adapter_sha256": "a",
+        "release": 1,
+        "answer": "Mice.",
+        "prompt_tokens": 9,
+    }
     for number, version, uri in ((named, current(), URI), (elsewhere, other, URI), (apart, current(), "file:fox.md")):
+        insert("shadow_answers", {**shadow, "request_id": number, "live_ms": 1, "live_finish_reason": "stop"})
+        _trace(sync, number)
         hits = Jsonb([{"document_uri": uri, "score": 0.5}])
         insert("requests", {**REQUEST, "id": number, "hits": hits, "index_version": version})
         insert("feedback", {"request_id": number, "rating": "up", "status": "accepted", "reviewed_by": "ada"})
@@ -198,7 +212,33 @@ def test_answers_made_from_it_are_kept_from_learning(sync: Sync) -> None:
     found = rows("SELECT answer, hits FROM requests WHERE id = %s", named)
     assert found == [{"answer": None, "hits": []}]
     removed = rows("SELECT removed FROM erasures")[0]["removed"]
-    assert (removed["requests"], removed["feedback"]) == (1, 1)
+    assert (removed["requests"], removed["feedback"], removed["shadow_answers"], removed["traces"]) == (1, 1, 1, 1)
+    left = {row["request_id"] for row in rows("SELECT request_id FROM shadow_answers")}
+    assert left == {elsewhere, apart} and [_traced(sync, one) for one in (named, elsewhere, apart)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def _trace(sync: Sync, request: UUID) -> None:
+    """Write the trace of a request to MLflow."""
+    http = MlflowHttp(sync.environment["MILLRACE_MLFLOW_TRACKING_URI"])
+    row = RequestRow(kind="chat", question="q", answer="Mice.", id=request)
+    http.write_spans(http.experiment(EXPERIMENT), trace_of(row, Steps()), "test")
+    http.close()
+
+
+def _traced(sync: Sync, request: UUID) -> bool:
+    """Return whether MLflow has the trace of a request."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        MlflowClient(sync.environment["MILLRACE_MLFLOW_TRACKING_URI"]).get_trace(trace_name(request))
+    except MlflowException:
+        return False
+    return True
 
 
 def test_answers_of_the_teacher_about_it_go(sync: Sync) -> None:

@@ -56,8 +56,9 @@ def model() -> tuple[Manifest, Evidence]:
 
 def test_a_model_is_shown_beside_the_live_one_with_its_proof() -> None:
     register, evidence = model()
-    proposal = Proposal(release(), INDEX, register, evidence, "old", None)
+    proposal = Proposal(release(), INDEX, register, evidence, "old", None, "Shadow: 41 questions answered.")
     text = markdown(proposal, "http://m/")
+    assert "\n\nShadow: 41 questions answered.\n\n" in text
     assert proposal.kind == "model" and not proposal.prompt_changed
     assert "**Release assistant version 3 with index version 4.** Live is release 7 of 2026-01-30 12:05 UTC" in text
     assert "| model version | assistant 2 | assistant 3 |" in text
