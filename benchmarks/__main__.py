@@ -7,7 +7,20 @@ Results, with a description of the machine, are appended to `benchmarks/results/
 
 import sys
 
-from benchmarks import chunking, drift, embedding, figures, gpu, index, index_recall, nightly, overhead, packing, sync
+from benchmarks import (
+    assistant,
+    chunking,
+    drift,
+    embedding,
+    figures,
+    gpu,
+    index,
+    index_recall,
+    nightly,
+    overhead,
+    packing,
+    sync,
+)
 from benchmarks.result import NotMeasured, Result, keep, machine
 
 BENCHMARKS = {
@@ -32,6 +45,8 @@ BENCHMARKS = {
     "drift_power": drift.drift_power,
     "embedding_drift": drift.embedding_drift,
     "nightly_check": nightly.nightly_check,
+    "assistant_overhead": assistant.assistant_overhead,
+    "assistant_load": assistant.assistant_load,
 }
 
 

@@ -35,7 +35,8 @@ _STATEMENTS = {
         # The second half: those whose request was dropped with its day, and left them a copy.
         f"AND (request_id IN (SELECT id FROM requests WHERE {_ANSWERED}) OR ({_ANSWERED}))"
     ),
-    # After the one above, which finds them by what this one takes away.
+    "shadow_answers": f"DELETE FROM shadow_answers WHERE request_id IN (SELECT id FROM requests WHERE {_ANSWERED})",
+    # After those above, which find them by what this one takes away.
     "feedback_copies": f"UPDATE feedback SET answer = NULL, hits = {_OTHER_HITS} WHERE {_ANSWERED}",
     "requests": (f"UPDATE requests SET answer = NULL, hits = {_OTHER_HITS} WHERE {_ANSWERED}"),
 }

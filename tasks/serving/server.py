@@ -102,14 +102,14 @@ class Server(uvicorn.Server):
 def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, FeedbackBox]]:
     """Yield the assistant with its threads running; at the end stop them, and write or spool the request log."""
     url = configured.database_url.get_secret_value()
-    connections = [KeptConnection(url) for _ in range(6)]
+    connections = [KeptConnection(url) for _ in range(5)]
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
     most, tokens = configured.assistant_requests_per_minute, configured.assistant_tokens_per_day
     budget = DayBudget(tokens, tokens_since(connections[4]), requests.knows) if tokens else None
     guardrails = Guardrails.of(configured)
     traces = TraceLog.of(configured)
-    shadow = Shadow.of(configured, releases, connections[5], redact=guardrails.stored)
+    shadow = Shadow.of(configured, releases, redact=guardrails.stored)
     assistant = Assistant(
         releases,
         requests,

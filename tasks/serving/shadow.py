@@ -60,9 +60,11 @@ class Shadow:
         *,
         share: float = 0.0,
         redact: Callable[[str], str] = as_it_is,
+        close: Callable[[], None] | None = None,
     ) -> None:
         self._releases, self._find, self._fetch, self._write = releases, find, fetch, write
         self._share, self._redact = share if find and fetch and write else 0.0, redact
+        self._close = close
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(RESULTS, 0)
         self._asking, self._last_asked, self._waiting = 0, 0.0, 0
@@ -75,17 +77,13 @@ class Shadow:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shadow")
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-        releases: Releases,
-        connection: KeptConnection,
-        redact: Callable[[str], str] = as_it_is,
-    ) -> "Shadow":
+    def of(cls, settings: Settings, releases: Releases, redact: Callable[[str], str] = as_it_is) -> "Shadow":
         """Return the one that the settings ask for."""
         version = settings.shadow_model_version
         if version is None:
             return cls.off(releases)
+
+        connection = KeptConnection(settings.database_url.get_secret_value())
 
         def fetch(candidate: Candidate) -> Path:
             storage = Storage(settings.s3_endpoint_url)
@@ -98,6 +96,7 @@ class Shadow:
             lambda row: connection.run(lambda opened: insert(opened, row)),
             share=settings.shadow_share,
             redact=redact,
+            close=connection.close,
         )
 
     @classmethod
@@ -131,8 +130,10 @@ class Shadow:
 
     def offer(self, row: RequestRow, steps: Steps, question: str) -> None:
         """Take an answered chat when it is sampled; never waits. `question` is as it was asked, `row` as it is kept."""
-        if self._share <= 0 or steps.generated is None or not sampled(row.id.hex, self._share) or self._stop.is_set():
+        if self._share <= 0 or self._stop.is_set() or not sampled(row.id.hex, self._share):
             return
+        if steps.generated is None or steps.built is None or not steps.built.token_ids:
+            return  # the live model did not answer it either
         with self._lock:
             if self._waiting >= PLACES:
                 self._counts["busy"] += 1
@@ -146,7 +147,9 @@ class Shadow:
         with self._lock:
             if self._listener is not None:
                 self._listener.leave()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._close is not None:
+            self._close()
 
     def _ended(self, done: "Future[str]") -> None:
         """Count what became of a chat; what nobody expected is logged here, and ends nothing."""

@@ -345,3 +345,36 @@ def test_it_starts_without_a_database_and_replays(world: World, tmp_path: Path) 
         assert process.wait(timeout=30) == 0
     away = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert away.returncode == 75 and "Next:" in away.stderr
+
+
+def test_a_shadow_answers_beside_the_live_model_and_its_answers_are_recorded(world: World) -> None:
+    """The candidate comes from MLflow's registry, its bytes from S3 by their digest; nobody gets what it says."""
+    import mlflow
+
+    world.bridge.up()
+    live = world.release(adapter=0)
+    uri, sha256 = world.adapters[1]
+    registry = mlflow.MlflowClient(tracking_uri=world.settings.mlflow_tracking_uri)
+    name = f"shadowed-{time.monotonic_ns()}"
+    registry.create_registered_model(name)
+    tags = {
+        "weights": "adapter", "adapter_uri": uri, "adapter_sha256": sha256, "base_model": world.base_uri,
+        "base_revision": world.base_revision,
+    }  # fmt: skip
+    version = registry.create_model_version(name, source=uri, tags=tags).version
+    shadow = {"MILLRACE_MODEL_NAME": name, "MILLRACE_SHADOW_MODEL_VERSION": str(version), "MILLRACE_SHADOW_SHARE": "1"}
+    with served(world.environment | shadow | {"MILLRACE_TRACE_SHARE": "1"}) as (client, process):
+        until(lambda: client.get("/readyz").json()["release"] == live, 240)
+        answers = [client.post("/v1/chat/completions", json=ASK).json() for _ in range(2)]
+        ids = [UUID(answer["request_id"]) for answer in answers]
+        until(lambda: len(world.rows("SELECT 1 FROM shadow_answers WHERE request_id = ANY(%s)", ids)) == 2)
+        assert client.get("/readyz").json()["shadow"] is None
+        until(lambda: 'traces_total{result="written"} 2.0' in client.get("/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    rows = world.rows("SELECT * FROM shadow_answers WHERE request_id = ANY(%s)", ids)
+    said = {answer["choices"][0]["message"]["content"] for answer in answers}
+    assert len(said) == 1 and {row["answer"] for row in rows if row["error"] is None}.isdisjoint(said)
+    done = next(row for row in rows if row["error"] is None)
+    assert (done["adapter_sha256"], done["release"], done["model_version"]) == (sha256, live, str(version))
+    assert done["answer"] and 0 <= done["grounded"] <= 1 and done["latency_ms"] > 0 and done["live_ms"] > 0
