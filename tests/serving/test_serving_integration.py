@@ -377,4 +377,4 @@ def test_a_shadow_answers_beside_the_live_model_and_its_answers_are_recorded(wor
     assert len(said) == 1 and {row["answer"] for row in rows if row["error"] is None}.isdisjoint(said)
     done = next(row for row in rows if row["error"] is None)
     assert (done["adapter_sha256"], done["release"], done["model_version"]) == (sha256, live, str(version))
-    assert done["answer"] and 0 <= done["grounded"] <= 1 and done["latency_ms"] > 0 and done["live_ms"] > 0
+    assert done["answer"] and 0 <= (done["grounded"] or 0) <= 1 and done["latency_ms"] > 0 and done["live_ms"] > 0
