@@ -1,4 +1,4 @@
-"""Recorded requests as rows that can be checked and compared: reads `requests`, `feedback`, `index_versions`.
+"""Recorded requests as rows that can be checked and compared: reads `requests`, `feedback_thumbs`, `index_versions`.
 
 Only what is compared is taken; a question's text serves the checks and the guess of its language and goes no further.
 Vectors of two embedders cannot be compared, so every row says which embedder made its vector. Writes nothing.
@@ -32,8 +32,8 @@ _SELECT = """
     FROM requests r
     LEFT JOIN index_versions i ON i.version = r.index_version
     LEFT JOIN (
-        SELECT DISTINCT ON (request_id) request_id, rating FROM feedback
-        WHERE created_at >= %(since)s ORDER BY request_id, id DESC
+        SELECT DISTINCT ON (request_id) request_id, rating FROM feedback_thumbs
+        WHERE created_at >= %(since)s ORDER BY request_id, created_at DESC
     ) f ON f.request_id = r.id
     WHERE r.created_at >= %(since)s AND r.created_at < %(until)s AND {condition}
     ORDER BY {order} LIMIT {most}

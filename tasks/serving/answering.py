@@ -198,7 +198,7 @@ class Assistant:
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
-        self.shadow.offer(row, steps, question)
+        self.shadow.offer(row, steps, messages[-1]["content"])
 
     @contextmanager
     def _heard(self, listener: Listener) -> Iterator[None]:

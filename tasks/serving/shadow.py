@@ -21,10 +21,11 @@ from typing import Any
 import psycopg
 
 from tasks.errors import MillraceError, ServiceUnavailable
+from tasks.serving.adapters import fetch_adapter
 from tasks.serving.candidate import Candidate, registered, require_same_base
 from tasks.serving.connection import KeptConnection
 from tasks.serving.grounding import grounded
-from tasks.serving.language_model import Generated, LanguageModel, fetch_adapter
+from tasks.serving.language_model import Generated, LanguageModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestRow
 from tasks.serving.shadow_rows import ShadowRow, insert

@@ -15,11 +15,11 @@ from tasks.serving.answering import Assistant
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
 from tasks.serving.feedback import Said
-from tasks.serving.language_model import LanguageModel
 from tasks.serving.prompt import parse_prompt
 from tasks.serving.refusals import UnknownRequest
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog
+from tasks.serving.transformers_model import TransformersModel
 from tasks.settings import load_settings
 
 from .conftest import NOWHERE, WordEmbedder, app_of, call, find_in_memory, make_release
@@ -58,7 +58,7 @@ def fuzzed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     requests = RequestLog(KeptConnection(NOWHERE), folder)
     made = Assistant(Releases(configured, KeptConnection(NOWHERE), threads=1), requests, find_in_memory)
-    model, release = LanguageModel("test:tiny", "0", tiny_llama, threads=1), make_release()
+    model, release = TransformersModel("test:tiny", "0", tiny_llama, threads=1), make_release()
     made.releases.put_live(Loaded(release, parse_prompt(release.prompt, "t"), WordEmbedder(), model, None))  # type: ignore[arg-type]
     yield create_app(made, KeepsNothing())  # type: ignore[arg-type]
     made.close()
