@@ -11,8 +11,9 @@ import pytest
 from tasks.serving import guardrails
 from tasks.serving.answering import Assistant
 from tasks.serving.guardrails import Guardrails, redacted, spoken_to
-from tasks.serving.language_model import Generated, LanguageModel, Sampling
+from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.telling import Listener
+from tasks.serving.transformers_model import TransformersModel
 from tasks.settings import Settings, load_settings
 
 from .conftest import CHUNKS, Chunk, app_of, call
@@ -56,7 +57,7 @@ def says(monkeypatch: pytest.MonkeyPatch, text: str, prompts: list[list[int]] | 
         generation.set_result(Generated(text, len(ids), listener.tokens, "stop", 0.1))
         return generation
 
-    monkeypatch.setattr(LanguageModel, "generate", generate)
+    monkeypatch.setattr(TransformersModel, "generate", generate)
 
 
 def test_a_document_that_speaks_to_the_model_is_left_out_of_the_prompt(

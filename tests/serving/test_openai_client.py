@@ -109,7 +109,7 @@ def test_what_is_refused_is_the_error_of_its_kind(ready: Assistant, serve: Serve
 
 
 def test_a_key_is_asked_for(ready: Assistant, serve: Serve) -> None:
-    from tasks.serving.guard import parse_keys
+    from tasks.serving.keys import parse_keys
 
     url = serve(app_of(ready, keys=parse_keys(hashlib.sha256(b"right").hexdigest())))
     assert client_of(url, "right").chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2).choices
