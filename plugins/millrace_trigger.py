@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 
 _COUNT = "ti.get_dr_count(dag_id='{}', states=['queued', 'running'])"
-# How many runs of the DAGs that a decision starts have not ended; rendered when the task runs.
-RUNNING = "{{ " + " + ".join(_COUNT.format(name) for name in ("sync_knowledge", "fine_tune")) + " }}"
+# How many runs of the DAGs that a decision leads to have not ended (a candidate may wait for its approval); rendered when
+# the task runs.
+RUNNING = "{{ " + " + ".join(_COUNT.format(name) for name in ("sync_knowledge", "fine_tune", "promote_release")) + " }}"
 
 
 class TriggerDecided(TriggerDagRunOperator):

@@ -5,8 +5,8 @@ name in `held_by`. Alerts start nothing, so only `same_evidence` and the cool-do
 
 | brake | holds |
 | --- | --- |
-| `agreement` | fewer than k of the last n windows, none overlapping another, wanted an action for this cause |
-| `busy` | a run of `sync_knowledge` or `fine_tune` has not ended: one action at a time |
+| `agreement` | fewer than k of the last n windows since the last action, none overlapping another, wanted one for this cause |
+| `busy` | a run of `sync_knowledge`, `fine_tune` or `promote_release` has not ended: one action at a time |
 | `same_evidence` | this cause and these requests were acted on |
 | `cooldown` | the same action less than `MILLRACE_DRIFT_COOLDOWN_HOURS` ago |
 | `budget` | `MILLRACE_DRIFT_TRAININGS` trainings, or `MILLRACE_GPU_BUDGET_HOURS`, in 30 days |
@@ -24,6 +24,7 @@ from tasks.settings import Settings
 
 STARTS = ("refresh_knowledge", "train_again")
 _MOST_LOSERS = 2
+_COMMON = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,17 @@ def _agreement(connection: Connection, _settings: Settings, wanted: Route, now: 
         "SELECT d.evidence->'wanted'->>'cause' AS cause, d.evidence->'wanted'->>'action' AS action, "
         "(d.evidence->'window'->>'since')::timestamptz AS since, (d.evidence->'window'->>'until')::timestamptz AS until "
         "FROM decisions d WHERE d.evidence->'window' IS NOT NULL AND d.created_at > now() - interval '60 days' "
-        "AND (%s::timestamptz IS NULL OR d.created_at >= %s) ORDER BY until DESC, d.id DESC",
-        (now.lineage_since, now.lineage_since),
+        "AND (%s::timestamptz IS NULL OR d.created_at >= %s) "
+        # What was acted on is spent: the next action needs windows of its own.
+        "AND d.id > coalesce((SELECT max(id) FROM decisions WHERE cause = %s AND dag_id IS NOT NULL), 0) "
+        "ORDER BY until DESC, d.id DESC",
+        (now.lineage_since, now.lineage_since, wanted.cause),
     ):
         if windows == now.of:
             break
-        if row["until"] > edge:
-            continue  # it shares requests with a window that was counted
+        # A night begins some seconds earlier or later than the one before; more in common is no window of its own.
+        if row["until"] - edge > _COMMON * (row["until"] - row["since"]):
+            continue
         windows += 1
         votes += row["cause"] == wanted.cause and row["action"] != "none"
         edge = row["since"]
@@ -91,7 +96,7 @@ def _agreement(connection: Connection, _settings: Settings, wanted: Route, now: 
 def _busy(_connection: Connection, _settings: Settings, wanted: Route, now: Now) -> Route | None:
     if not now.running:
         return None
-    text = f"{wanted.action} is due ({wanted.sentence}), but {now.running} runs of sync_knowledge or fine_tune have not ended"
+    text = f"{wanted.action} is due ({wanted.sentence}), but {now.running} runs of sync_knowledge, fine_tune or promote_release have not ended"
     return _held(wanted, "busy", text)
 
 

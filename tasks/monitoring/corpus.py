@@ -16,6 +16,8 @@ from tasks.knowledge.sources import open_source
 from tasks.settings import Settings
 from tasks.storage import Storage
 
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -24,6 +26,8 @@ class Gap:
     missing: int
     changed: int
     problem: str | None = None
+    named: tuple[str, ...] = ()
+    """Some of them."""
 
 
 def corpus_gap(settings: Settings, storage: Storage, connection: Connection) -> Gap:
@@ -32,16 +36,29 @@ def corpus_gap(settings: Settings, storage: Storage, connection: Connection) -> 
     rows = connection.execute("SELECT uri, stamp FROM documents WHERE corpus = %s", (corpus,))
     known = {row["uri"]: row["stamp"] for row in rows}
     gone, listed, missing, changed = erased(connection, corpus), 0, 0, 0
+    named: list[str] = []
     try:
         for item in open_source(source, storage).list():
             if item.uri in gone:
                 continue
             stamp = known.get(item.uri)
             listed += 1
+            differs = bool(stamp) and stamp != item.stamp
             missing += stamp is None
-            changed += bool(stamp) and stamp != item.stamp
+            changed += differs
+            if (stamp is None or differs) and len(named) < _NAMED:
+                named.append(item.uri)
     except CorpusError as error:
         return Gap(0, 0, str(error))
     if not listed:
         return Gap(0, 0, f"expected documents in {source}, found none")
-    return Gap(missing, changed)
+    return Gap(missing, changed, named=tuple(named))
+
+
+def index_age(connection: Connection) -> float | None:
+    """Return how many days ago the index version of the live release was built; None before any release."""
+    row = connection.execute(
+        "SELECT extract(epoch FROM now() - i.created_at) / 86400 AS days FROM releases r "
+        "JOIN index_versions i ON i.version = r.index_version ORDER BY r.release DESC LIMIT 1"
+    ).fetchone()
+    return round(float(row["days"]), 3) if row else None

@@ -55,10 +55,23 @@ def run(context: StageContext, options: Options) -> StageResult:
             "decision": row["id"],
             "dag_id": dag_id,
             "dag_run_id": row["dag_run_id"] if dag_id else "",
-            "conf": {"decision": str(row["id"])} if dag_id else {},
+            "conf": _conf(context, row) if dag_id else {},
             "drifted": found.drifted,
         },
     )
+
+
+def _conf(context: StageContext, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the decided DAG's run is given: the decision, and where its evidence lies."""
+    report = context.inputs["report_drift"].facts
+    evidence = {
+        "run": context.run,
+        "cause": row["cause"],
+        "detail": row["detail"],
+        "report_uri": report["report_uri"],
+        "mlflow_url": report["mlflow_url"],
+    }
+    return {"decision": str(row["id"]), "evidence": evidence}
 
 
 def findings(context: StageContext, connection: Connection) -> Findings:
@@ -88,6 +101,7 @@ def findings(context: StageContext, connection: Connection) -> Findings:
         corrections=corrections,
         missing_documents=gap.missing,
         changed_documents=gap.changed,
+        named_documents=gap.named,
         corpus_problem=gap.problem,
         refreshed_before=refreshed,
     )
@@ -151,6 +165,8 @@ def _write(
         "golden": report["golden"],
         "missing_documents": found.missing_documents,
         "changed_documents": found.changed_documents,
+        "named_documents": list(found.named_documents),
+        "index_age_days": report["index_age_days"],
         "corrections": found.corrections,
         "report_uri": report["report_uri"],
         "mlflow_url": report["mlflow_url"],

@@ -1,7 +1,8 @@
 """What a window is compared with: the first days of requests that the live model and prompt answered.
 
-The lineage of the live release is every release with its model and prompt: a release that changes the index only, as most
-nights of sync_knowledge make one, keeps the reference; a new model or prompt starts another. Until a lineage is
+The lineage of the live release is every release with its model, prompt and embedder: a release that changes the index only, as
+most nights of sync_knowledge make one, keeps the reference; a new model or prompt starts another, and so does a new embedder,
+whose scores and vectors are others. Until a lineage is
 REFERENCE_DAYS old its reference grows; then it is frozen: written once to `s3://BUCKET/references/` and to table
 `drift_references`, and never made anew, so that a slow drift is not taken for the new usual. Fails with `DataError` when
 the frozen bytes are not those of the table.
@@ -22,7 +23,7 @@ MOST_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Lineage:
-    """The releases that answer with the live model and prompt. `root` is the first of them, 0 before any release."""
+    """The releases that answer with the live model, prompt and embedder. `root` is the first of them, 0 before any release."""
 
     root: int
     releases: list[int] | None
@@ -45,8 +46,8 @@ class Frozen:
 def lineage(connection: Connection) -> Lineage:
     """Return the lineage of the live release."""
     found = connection.execute(
-        "SELECT release FROM releases WHERE (coalesce(adapter_sha256, ''), base_revision, prompt_sha256) = "
-        "(SELECT coalesce(adapter_sha256, ''), base_revision, prompt_sha256 FROM releases ORDER BY release DESC LIMIT 1) "
+        "SELECT release FROM releases WHERE (coalesce(adapter_sha256, ''), base_revision, prompt_sha256, embedder) = "
+        "(SELECT coalesce(adapter_sha256, ''), base_revision, prompt_sha256, embedder FROM releases ORDER BY release DESC LIMIT 1) "
         "ORDER BY release"
     ).fetchall()
     numbers = [int(row["release"]) for row in found]

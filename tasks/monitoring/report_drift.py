@@ -18,6 +18,7 @@ from tasks.contracts import Artifact
 from tasks.database import connect
 from tasks.monitoring import examples, golden, mmd
 from tasks.monitoring.compare import Compared, compare
+from tasks.monitoring.corpus import index_age
 from tasks.monitoring.evidently_report import ColumnReport
 from tasks.monitoring.evidently_report import report as evidently_report
 from tasks.monitoring.figures import EMBEDDING, SHARES, Pairs, Test
@@ -55,7 +56,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     report = _reported(context, reference, current) if min(len(reference), len(current)) >= least else None
     with connect(context.settings.database_url.get_secret_value()) as connection:
         asked = golden.ask(context.settings, context.storage, connection)
-    result = _result(context, report, asked, least)
+        age = index_age(connection)
+    result = _result(context, report, asked, least) | {"index_age_days": age}
     counts = {name: len(side) for name, side in zip(_WINDOWS, (reference, current), strict=True)}
     outputs = _written(context, report, result, counts)
     facts = _track(context, outputs, report.compared.tests if report else {})

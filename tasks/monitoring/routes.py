@@ -67,6 +67,8 @@ class Findings:
     """Accepted corrections that the live release's training has not seen."""
     missing_documents: int = 0
     changed_documents: int = 0
+    named_documents: Sequence[str] = ()
+    """Some of the documents that are missing or changed."""
     corpus_problem: str | None = None
     refreshed_before: bool = False
     """The knowledge was refreshed for this, and the corpus had nothing more."""
@@ -186,6 +188,8 @@ def explain(found: Findings, chosen: Route) -> str:
     lines += [_line(name, test) for name, test in sorted(found.tests.items()) if test["drifted"]]
     if still := [name for name, test in sorted(found.tests.items()) if not test["drifted"]]:
         lines.append(f"- did not drift: {', '.join(still)}")
+    if found.named_documents:
+        lines.append(f"- missing or changed, among others: {', '.join(found.named_documents)}")
     for topic in found.topics:
         lines.append(
             f"Topic that {topic['kind']}, {topic['now']:.1%} of the questions (before: {topic['before']:.1%}):"

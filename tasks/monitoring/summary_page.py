@@ -26,6 +26,7 @@ def page(run: str, result: Mapping[str, Any], counts: Mapping[str, int]) -> byte
         _table(result["tests"]),
         _aside(result),
         _topics(result["topics"]),
+        _age(result.get("index_age_days")),
         _golden(result["golden"]),
         _skipped(result["not_tested"]),
     ]
@@ -66,6 +67,10 @@ def _topics(found: list[Mapping[str, Any]]) -> str:
         )
         parts.append("<ul>" + "".join(f"<li>{escape(question)}" for question in topic["examples"]) + "</ul>")
     return "".join(parts)
+
+
+def _age(days: float | None) -> str:
+    return "" if days is None else f"<p>The index of the live release was built {days:.1f} days ago.</p>"
 
 
 def _golden(golden: Mapping[str, Any]) -> str:

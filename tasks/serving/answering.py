@@ -7,7 +7,6 @@ more than a bounded number of waiting requests are refused at once (`Busy`). Fai
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,21 +15,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tasks.errors import BadInput, MillraceError, ServiceUnavailable
-from tasks.knowledge.corpora import DEFAULT, settings_of
-from tasks.serving.connection import KeptConnection
 from tasks.serving.grounding import grounded
 from tasks.serving.guardrails import Guardrails
 from tasks.serving.hits import kept
 from tasks.serving.keys import key_name
 from tasks.serving.language_model import Generated, Sampling
 from tasks.serving.limits import Limits
+from tasks.serving.line import Line
+from tasks.serving.lookup import Find, Vector
 from tasks.serving.metrics import Meters
 from tasks.serving.prompting import BuiltPrompt, Message, build_prompt
-from tasks.serving.refusals import LEFT, Busy, KnowledgeAway, UnknownModel
+from tasks.serving.refusals import LEFT, KnowledgeAway, UnknownModel
 from tasks.serving.releases import Loaded, Releases
 from tasks.serving.request_log import RequestLog, RequestRow
 from tasks.serving.shadow import Shadow
@@ -39,7 +35,6 @@ from tasks.serving.telling import Listener
 from tasks.serving.trace_log import TraceLog
 from tasks.serving.tracing import request_id, trace_id
 from tasks.serving.unknown import NO_PROMPT, said_at_once
-from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.knowledge.search import Hit
@@ -48,9 +43,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0
 LIVE_MODEL = "millrace"  # stands for whatever release is live, for clients that do not follow names
-
-Vector = NDArray[np.float32]
-Find = Callable[[Loaded, str, Vector, int], "Sequence[Hit]"]
 
 
 @dataclass(frozen=True)
@@ -78,24 +70,6 @@ class Answered:
     loaded: Loaded
     built: BuiltPrompt
     generated: Generated
-
-
-class Line:
-    """A bounded number of places for requests that wait or are served."""
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._free = threading.BoundedSemaphore(places)
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take a place until the block ends. Raises Busy when there is none."""
-        if not self._free.acquire(blocking=False):
-            raise Busy(f"expected at most {self._places} requests at once, found more. Next: retry after a second.")
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 class Assistant:
@@ -149,7 +123,6 @@ class Assistant:
         Whoever closes the generator before its end has left: the model stops at its next token.
         """
         clock = time.monotonic()
-        deadline = clock + self.seconds
         row = _row("chat", messages[-1]["content"], client)
         with (
             self._recorded(row) as steps,
@@ -157,48 +130,68 @@ class Assistant:
             self.shadow.aside(),
             self.releases.use() as loaded,
         ):
-            known = (LIVE_MODEL, loaded.release.model_name)
-            if model is not None and model not in known:
-                raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
-            self.guardrails.ask(row, (message["content"] for message in messages))
-            with steps.step("retrieval"):
-                found = self._look_up(loaded, row, loaded.prompt.front.documents)
-            hits = self.guardrails.usable(row, found)
-            unknown = self.guardrails.unknown(row, hits)
-            with steps.step("prompt"):
-                built = NO_PROMPT if unknown else build_prompt(loaded, messages, hits, sampling.max_tokens)
-            self.meters.cut(built.context_tokens_cut)
+            built = self._prompt(row, steps, loaded, messages, model, sampling.max_tokens)
             yield Begun(row, loaded, built)
             sampling = replace(sampling, repetition_penalty=loaded.prompt.front.repetition_penalty)
-            listener = Listener(deadline)
-            row.prompt_tokens, told = len(built.token_ids), list[str]()
             steps.release, steps.prompt, steps.built, steps.sampling = loaded.release, loaded.prompt, built, sampling
-            with self._heard(listener), steps.step("generation"):
-                try:
-                    if unknown:
-                        generation = said_at_once(loaded.prompt.front.unknown, listener)
-                    else:
-                        generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
-                        generation.add_done_callback(self._timed(row, clock))
-                        generation.add_done_callback(partial(self.releases.ended, loaded))
-                    for piece in listener.pieces(generation):
-                        if piece and row.first_token_ms is None:
-                            row.first_token_ms = (time.monotonic() - clock) * 1000
-                        told.append(piece)
-                        yield "" if self.guardrails.redact_answers else piece
-                    generated = self.guardrails.answered(row, generation.result())
-                    if self.guardrails.redact_answers:
-                        yield generated.text  # whole: the beginning of a secret is told with the rest, or not at all
-                except GeneratorExit:
-                    row.answer, row.completion_tokens = "".join(told), listener.tokens
-                    raise
+            row.prompt_tokens = len(built.token_ids)
+            generated = yield from self._written(row, steps, loaded, built, sampling, clock)
             row.answer, steps.generated = generated.text, generated
-            if not unknown:
+            if built is not NO_PROMPT:
                 row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens
             answered = Answered(row, loaded, built, generated)
         yield answered  # when its place is free again, and its row has its time
         self.shadow.offer(row, steps, messages[-1]["content"])
+
+    def _prompt(
+        self,
+        row: RequestRow,
+        steps: Steps,
+        loaded: Loaded,
+        messages: Sequence[Message],
+        model: str | None,
+        max_tokens: int,
+    ) -> BuiltPrompt:
+        """Return the prompt of a chat, NO_PROMPT where no document is good enough. Raises what refuses it."""
+        known = (LIVE_MODEL, loaded.release.model_name)
+        if model is not None and model not in known:
+            raise UnknownModel(f"expected model {' or '.join(known)}, found {model!r}. Next: GET /v1/models.")
+        self.guardrails.ask(row, (message["content"] for message in messages))
+        with steps.step("retrieval"):
+            found = self._look_up(loaded, row, loaded.prompt.front.documents)
+        hits = self.guardrails.usable(row, found)
+        with steps.step("prompt"):
+            unknown = self.guardrails.unknown(row, hits)
+            built = NO_PROMPT if unknown else build_prompt(loaded, messages, hits, max_tokens)
+        self.meters.cut(built.context_tokens_cut)
+        return built
+
+    def _written(
+        self, row: RequestRow, steps: Steps, loaded: Loaded, built: BuiltPrompt, sampling: Sampling, clock: float
+    ) -> Generator[str, None, Generated]:
+        """Yield the pieces of an answer while the model writes; return the whole."""
+        listener, told = Listener(clock + self.seconds), list[str]()
+        with self._heard(listener), steps.step("generation"):
+            try:
+                if built is NO_PROMPT:
+                    generation = said_at_once(loaded.prompt.front.unknown, listener)
+                else:
+                    generation = loaded.model.generate(loaded.adapter, built.token_ids, sampling, listener)
+                    generation.add_done_callback(self._timed(row, clock))
+                    generation.add_done_callback(partial(self.releases.ended, loaded))
+                for piece in listener.pieces(generation):
+                    if piece and row.first_token_ms is None:
+                        row.first_token_ms = (time.monotonic() - clock) * 1000
+                    told.append(piece)
+                    yield "" if self.guardrails.redact_answers else piece
+                generated = self.guardrails.answered(row, generation.result())
+                if self.guardrails.redact_answers:
+                    yield generated.text  # whole: the beginning of a secret is told with the rest, or not at all
+            except GeneratorExit:
+                row.answer, row.completion_tokens = "".join(told), listener.tokens
+                raise
+        return generated
 
     @contextmanager
     def _heard(self, listener: Listener) -> Iterator[None]:
@@ -282,26 +275,3 @@ class Assistant:
 
 def _row(kind: str, question: str, client: str) -> RequestRow:
     return RequestRow(kind, question, client, request_id(), key_name=key_name(), trace_id=trace_id())
-
-
-def find_in_postgres(connection: KeptConnection, settings: Settings) -> Find:
-    """Return the lookup of `tasks.knowledge.search` over a kept connection, as the corpus `default` is searched."""
-    own = settings_of(settings, DEFAULT)
-
-    def find(loaded: Loaded, question: str, vector: Vector, k: int) -> "Sequence[Hit]":
-        from tasks.knowledge.search import search
-
-        return connection.run(
-            lambda opened: search(
-                opened,
-                loaded.release.index_version,
-                vector,
-                k,
-                text=question,
-                mode=own.search_mode,
-                ef=own.search_ef,
-                reranker=loaded.reranker,
-            )
-        )
-
-    return find

@@ -20,13 +20,14 @@ from anyio.to_thread import current_default_thread_limiter
 
 from tasks.errors import OptionError, SettingsError, nearest
 from tasks.options import parse_options
-from tasks.serving.answering import Assistant, find_in_postgres
+from tasks.serving.answering import Assistant
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
 from tasks.serving.feedback import FeedbackBox, parse_reviewers
 from tasks.serving.guardrails import Guardrails
 from tasks.serving.keys import parse_keys
 from tasks.serving.limits import DayBudget, Limits, PerMinute, tokens_since
+from tasks.serving.lookup import find_in_postgres
 from tasks.serving.releases import Releases
 from tasks.serving.request_log import RequestLog
 from tasks.serving.shadow import Shadow

@@ -123,7 +123,14 @@ def test_topics_that_the_documents_lack_start_a_training_on_the_corrections_once
     assert (decision["action"], decision["cause"], decision["dag_id"]) == ("train_again", "knowledge", "fine_tune")
     assert "on 12 new accepted corrections" in decision["reason"] and "about topic 9" in decision["reason"]
     assert decision["dag_run_id"] == f"drift__{decision['decision']}"
-    assert decision["conf"] == {"decision": str(decision["decision"])}
+    assert decision["conf"]["decision"] == str(decision["decision"])
+    assert decision["conf"]["evidence"] == {
+        "run": first["decide"].run,
+        "cause": "knowledge",
+        "detail": "answers_are_in_corrections",
+        "report_uri": report.outputs["summary.html"].uri,
+        "mlflow_url": report.facts["mlflow_url"],
+    }
 
     run = first["decide"].run
     assert watch.stages(run)["decide"].facts == decision  # a repeated run decides nothing anew
@@ -155,7 +162,8 @@ def test_one_window_alone_starts_nothing(watch: Watch) -> None:
     assert (alone["action"], alone["held_by"]) == ("none", "agreement") and "1 of the last 1 windows" in alone["reason"]
     again = watch.stages(agree=0)["decide"].facts  # the same requests a second time are no second window
     assert again["held_by"] == "agreement"
-    before = {"since": (SHIFT - timedelta(days=1)).isoformat(), "until": SHIFT.isoformat()}
+    # A night that began some seconds later than the one before it.
+    before = {"since": (SHIFT - timedelta(days=1)).isoformat(), "until": (SHIFT + timedelta(seconds=9)).isoformat()}
     with connect(watch.url) as connection:
         connection.execute(
             "UPDATE decisions SET evidence = jsonb_set(evidence, '{window}', %s::jsonb) WHERE id = %s",
@@ -163,6 +171,9 @@ def test_one_window_alone_starts_nothing(watch: Watch) -> None:
         )
     agreed = watch.stages(agree=0)["decide"].facts
     assert (agreed["action"], agreed["held_by"]) == ("train_again", None)
+    watch.ask(5, SHIFT + timedelta(minutes=30), (9,), 3, score=0.4)
+    spent = watch.stages(agree=0, drift_cooldown_hours=0.0)["decide"].facts
+    assert spent["held_by"] == "agreement" and "1 of the last 1 windows" in spent["reason"]
 
 
 def test_one_action_at_a_time(watch: Watch) -> None:
@@ -326,6 +337,7 @@ def test_an_index_that_is_behind_is_refreshed_first(watch: Watch) -> None:
     decision = watch.stages()["decide"].facts
     assert (decision["action"], decision["dag_id"]) == ("refresh_knowledge", "sync_knowledge")
     assert "2 documents that the index lacks" in decision["reason"]
+    assert "missing or changed, among others: pydoc:topics/" in decision["reason"]
 
 
 def test_the_same_kind_of_requests_is_no_drift(watch: Watch) -> None:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from tasks.errors import BadInput, DataError, ModelError, ServiceUnavailable
-from tasks.serving.answering import Assistant, Line
+from tasks.serving.answering import Assistant
+from tasks.serving.line import Line
 from tasks.serving.refusals import Busy
 
 from .conftest import app_of, call, client_of

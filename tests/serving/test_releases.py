@@ -6,8 +6,9 @@ import pytest
 
 from tasks.errors import ModelError
 from tasks.release import ledger
-from tasks.serving.answering import Assistant, find_in_postgres
+from tasks.serving.answering import Assistant
 from tasks.serving.loading import Loaded, Loader
+from tasks.serving.lookup import find_in_postgres
 from tasks.serving.prompt import parse_prompt
 from tasks.settings import Settings
 
