@@ -31,7 +31,9 @@ class TriggerDecided(TriggerDagRunOperator):
             trigger_run_id=f"{{{{ {facts}['dag_run_id'] }}}}",
             conf=f"{{{{ {facts}['conf'] | tojson }}}}",  # type: ignore[arg-type]  # the operator reads JSON text too
             note="Started by drift, in [{{ dag.dag_id }} {{ run_id }}]"
-            f"(/dags/{{{{ dag.dag_id }}}}/runs/{{{{ run_id | urlencode }}}}): {{{{ {facts}['reason'] }}}}",
+            f"(/dags/{{{{ dag.dag_id }}}}/runs/{{{{ run_id | urlencode }}}}): "
+            # Airflow keeps 1,000 characters of a note: the gist is the first line, and the rest is with the decision.
+            f"{{{{ {facts}['reason'].splitlines()[0] | truncate(400) }}}}",
             fail_when_dag_is_paused=True,
             skip_when_already_exists=True,
             **kwargs,

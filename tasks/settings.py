@@ -215,7 +215,7 @@ class Settings(BaseSettings):
         default=0.01, gt=0, lt=1, description="False-alarm level of the drift test, after correction"
     )
     drift_cooldown_hours: float = Field(
-        default=20.0, ge=0, description="No second action of one kind within these hours"
+        default=72.0, ge=0, description="No second action of one kind within these hours"
     )
     drift_longest_days: float = Field(
         default=7.0, gt=0, le=90, description="Longest a nightly window grows to hold enough requests (days)"

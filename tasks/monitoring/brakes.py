@@ -7,10 +7,10 @@ name in `held_by`. Alerts start nothing, so only `same_evidence` and the cool-do
 | --- | --- |
 | `agreement` | fewer than k of the last n windows since the last action, none overlapping another, wanted one for this cause |
 | `busy` | a run of `sync_knowledge`, `fine_tune` or `promote_release` has not ended: one action at a time |
-| `same_evidence` | this cause and these requests were acted on |
+| `same_evidence` | this cause and these requests, or a window that shares most of its time with this one, were acted on |
 | `cooldown` | the same action less than `MILLRACE_DRIFT_COOLDOWN_HOURS` ago |
 | `budget` | `MILLRACE_DRIFT_TRAININGS` trainings, or `MILLRACE_GPU_BUDGET_HOURS`, in 30 days |
-| `losing_candidates` | the last two candidates that this cause led to lost: a person is asked |
+| `losing_candidates` | two trainings of this cause led to no other model: a person is asked |
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from tasks.settings import Settings
 STARTS = ("refresh_knowledge", "train_again")
 _MOST_LOSERS = 2
 _COMMON = 0.1
+_MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,28 @@ def _busy(_connection: Connection, _settings: Settings, wanted: Route, now: Now)
 
 
 def _same_evidence(connection: Connection, _settings: Settings, wanted: Route, now: Now) -> Route | None:
-    same = connection.execute(
-        "SELECT id FROM decisions WHERE action <> 'none' AND evidence->>'key' = %s ORDER BY id DESC LIMIT 1", (now.key,)
-    ).fetchone()
-    if same is None:
-        return None
-    text = f"decision {same['id']} already acted on this evidence ({wanted.action}: {wanted.sentence})"
-    return _held(wanted, "same_evidence", text)
+    rows = connection.execute(
+        "SELECT id, evidence->>'key' = %s AS same, (evidence->'window'->>'since')::timestamptz AS since, "
+        "(evidence->'window'->>'until')::timestamptz AS until FROM decisions "
+        "WHERE action <> 'none' AND (evidence->>'key' = %s OR (cause = %s AND action = %s)) ORDER BY id DESC LIMIT 20",
+        (now.key, now.key, wanted.cause, wanted.action),
+    ).fetchall()
+    length = (now.until - now.since).total_seconds()
+    for row in rows:
+        known = row["since"] is not None and row["until"] is not None
+        common = (min(now.until, row["until"]) - max(now.since, row["since"])).total_seconds() if known else 0.0
+        if row["same"] or common > _MOSTLY * length:
+            text = f"decision {row['id']} already acted on this evidence ({wanted.action}: {wanted.sentence})"
+            return _held(wanted, "same_evidence", text)
+    return None
 
 
 def _cooldown(connection: Connection, settings: Settings, wanted: Route, _now: Now) -> Route | None:
     hours = settings.drift_cooldown_hours
     recent = connection.execute(
-        "SELECT id, created_at FROM decisions WHERE action = %s AND cause = %s "
-        "AND created_at > now() - make_interval(secs => %s) ORDER BY id DESC LIMIT 1",
+        "SELECT id, created_at FROM decisions WHERE action = %s "
+        # An alert of one cause does not silence another's.
+        "AND (action <> 'alert' OR cause = %s) AND created_at > now() - make_interval(secs => %s) ORDER BY id DESC LIMIT 1",
         (wanted.action, wanted.cause, hours * 3600),
     ).fetchone()
     if recent is None:
@@ -145,23 +154,26 @@ def _budget(connection: Connection, settings: Settings, wanted: Route, _now: Now
     return _held(wanted, "budget", f"train_again is due ({wanted.sentence}), but {text}; a person may start it")
 
 
-def _losing_candidates(connection: Connection, _settings: Settings, wanted: Route, now: Now) -> Route | None:
-    """Ask a person where the last candidates of this cause lost; a release since then begins anew."""
+def _losing_candidates(connection: Connection, settings: Settings, wanted: Route, now: Now) -> Route | None:
+    """Ask a person where two trainings of this cause led to no other model: a winner would have begun another lineage.
+
+    Refused by the gate, by a person, or ended by a fault: all the same to who pays for them.
+    """
     if wanted.action != "train_again":
         return None
     rows = connection.execute(
         "SELECT d.dag_run_id, (SELECT s.verdict FROM stage_runs s WHERE s.stage = 'gate' AND s.verdict IS NOT NULL "
-        "AND s.run LIKE '%%/fine_tune/' || replace(d.dag_run_id, '_', '\\_') ORDER BY s.id DESC LIMIT 1) AS verdict "
+        "AND right(s.run, length(d.dag_run_id) + 11) = '/fine_tune/' || d.dag_run_id ORDER BY s.id DESC LIMIT 1) AS verdict "
         "FROM decisions d WHERE d.action = 'train_again' AND d.cause = %s "
         "AND (%s::timestamptz IS NULL OR d.created_at >= %s) ORDER BY d.id DESC",
         (wanted.cause, now.lineage_since, now.lineage_since),
     ).fetchall()
-    judged = [row for row in rows if row["verdict"] is not None][:_MOST_LOSERS]
-    if len(judged) < _MOST_LOSERS or any(row["verdict"] == "promote" for row in judged):
+    if len(rows) < _MOST_LOSERS:
         return None
-    runs = " and ".join(row["dag_run_id"] for row in judged)
-    text = f"training is due ({wanted.sentence}), but its last two candidates lost ({runs}); a person should look"
-    return replace(wanted, action="alert", held_by="losing_candidates", sentence=text)
+    runs = " and ".join(f"{row['dag_run_id']}: {row['verdict'] or 'no verdict'}" for row in rows[:_MOST_LOSERS])
+    text = f"training is due ({wanted.sentence}), but the last two led to no other model ({runs}); a person should look"
+    asked = replace(wanted, action="alert", held_by="losing_candidates", sentence=text)
+    return _same_evidence(connection, settings, asked, now) or _cooldown(connection, settings, asked, now) or asked
 
 
 def _one(connection: Connection, query: str, *values: object) -> Mapping[str, Any]:

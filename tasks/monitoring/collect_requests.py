@@ -18,14 +18,13 @@ from pydantic import Field
 from tasks.contracts import Artifact, digest
 from tasks.database import Connection, connect
 from tasks.errors import OptionError
-from tasks.monitoring import recorded, references
+from tasks.monitoring import examples, recorded, references
 from tasks.monitoring.recorded import Row
 from tasks.monitoring.window import Window, window
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.validation import validate
 
 MOST_ROWS = 100_000
-_EXCERPT = 200
 _CHECKED = ("id", "question", "best_score", "latency_ms", "embedding_norm")
 Embedder = tuple[str, int]
 
@@ -56,10 +55,12 @@ def run(context: StageContext, options: Options) -> StageResult:
     now = datetime.now(UTC)
     with connect(context.settings.database_url.get_secret_value()) as connection:
         since = window_start(options, now)
+        # What another model answered (before a rollback, say) is no sign of how the live one does.
+        of = references.lineage(connection)
         if not options.since:
-            since = grown(context, connection, since, now)
-        current = _side(context, connection, since, now, None, MOST_ROWS)
-        reference = _reference(context, connection, since)
+            since = grown(context, connection, since, now, of.releases)
+        current = _side(context, connection, since, now, of.releases, MOST_ROWS)
+        reference = _reference(context, connection, since, of)
     left_out = _comparable(current, reference)
     sides = {"reference": reference, "current": current}
     outputs: dict[str, Artifact] = {}
@@ -81,6 +82,7 @@ def run(context: StageContext, options: Options) -> StageResult:
             "hours": round((now - since).total_seconds() / 3600, 3),
             "embedder": list(current.embedder) if current.embedder else None,
             "quarantined_by_rule": dict(rules),
+            "recorded": current.quarantined + len(current.window),
             "quarantined_share": round(current.quarantined / max(1, current.quarantined + len(current.window)), 4),
             "reference_frozen": reference.frozen,
             "data_sha256": digest([sorted(side.window.ids.tolist()) for side in (reference, current)]),
@@ -104,13 +106,13 @@ def window_start(options: Options, now: datetime) -> datetime:
     return since
 
 
-def grown(context: StageContext, connection: Connection, since: datetime, now: datetime) -> datetime:
+def grown(
+    context: StageContext, connection: Connection, since: datetime, now: datetime, of: list[int] | None
+) -> datetime:
     """Return a beginning as early as it takes for enough requests: twice as long each time, up to the setting's days."""
     longest = max(now - since, timedelta(days=context.settings.drift_longest_days))
-    length = now - since
-    while (
-        length < longest and recorded.count(connection, now - length, now, None) < context.settings.drift_min_requests
-    ):
+    length, least = now - since, context.settings.drift_min_requests
+    while length < longest and recorded.count(connection, now - length, now, of) < least:
         length = min(2 * length, longest)
     return now - length
 
@@ -128,20 +130,24 @@ def _side(
     return Side(window(good), name, recorded.count(connection, since, until, of), bad, None, rules)
 
 
-def _reference(context: StageContext, connection: Connection, since: datetime) -> Side:
+def _reference(context: StageContext, connection: Connection, since: datetime, of: references.Lineage) -> Side:
     """Return the reference: the frozen one, or what there is of it; freeze it when it is complete."""
-    of = references.lineage(connection)
     kept = references.frozen(connection, of)
     if kept and kept.last_at < since:
         name, _, size = kept.embedder.rpartition("/")
-        return Side(references.read(context.storage, kept), (name, int(size or 0)), kept.rows, frozen=kept.uri)
+        return Side(references.read(context.storage, kept), (name, int(size or 0)), kept.total, frozen=kept.uri)
     first = references.first_request(connection, of) or since
     complete = references.ends(first)
     side = _side(context, connection, first, min(since, complete), of.releases, references.MOST_ROWS)
+    if len(side.window) < context.settings.drift_min_requests and complete < since:
+        # A quiet first week: it goes on until there is enough to compare with.
+        side = _side(context, connection, first, since, of.releases, references.MOST_ROWS)
     enough = len(side.window) >= context.settings.drift_min_requests
     if kept is None and complete <= since and enough and side.embedder is not None:
         embedder = f"{side.embedder[0]}/{side.embedder[1]}"
-        side.frozen = references.freeze(connection, context.storage, context.bucket, of, side.window, embedder).uri
+        side.frozen = references.freeze(
+            connection, context.storage, context.bucket, of, side.window, side.total, embedder
+        ).uri
     return side
 
 
@@ -165,7 +171,7 @@ def _check(run: str, connection: Connection, rows: list[Row]) -> tuple[list[Row]
             "INSERT INTO quarantine (kind, item, rule, reason, excerpt, run) VALUES ('request', %s, %s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING",
             [
-                (rows[position]["id"], rule, reason, (rows[position]["question"] or "")[:_EXCERPT], run)
+                (rows[position]["id"], rule, reason, examples.safe(rows[position]["question"] or ""), run)
                 for position in sorted(bad)
                 for rule, reason in report.rows[position].items()
             ],

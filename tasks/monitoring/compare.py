@@ -4,13 +4,13 @@ Plain figures are tested by `p_values_of` (Kolmogorov and Smirnov for numbers, t
 the nightly check passes Evidently's, which are the same tests. Vectors are tested by `tasks.monitoring.mmd`. Holm's
 correction keeps the chance of any false alarm of a night below alpha.
 
-**Who stands out.** A client, or one question asked again and again, whose share of the traffic grew by SURGE is looked at
-apart: the windows are compared once more without it. Harm that is then gone was its doing (a broken client, a load test,
-abuse), and no reason to train or to index.
+**Who stands out.** A client, or one question asked again and again, that hardly came before and whose share of the traffic grew
+by SURGE is looked at apart: the windows are compared once more without it. Harm that is then gone, or that nothing is left to
+confirm, was its doing (a broken client, a load test, abuse), and no reason to train or to index.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from tasks.monitoring.figures import EMBEDDING, SHARES, Pairs, Test, judge, pair
 from tasks.monitoring.window import Floats, Window
 
 SURGE = 0.08
+HARDLY = 0.25  # of its share now
 _FEW = 20
 Tester = Callable[[Pairs], dict[str, float]]
 
@@ -47,6 +48,17 @@ class Compared:
     def harm(self) -> list[str]:
         """Names of the figures that drifted to where users are worse off."""
         return sorted(name for name, test in self.tests.items() if test.harm)
+
+    @property
+    def lasting(self) -> list[str]:
+        """Of the harm, what is there without whoever stands out too."""
+        return self.harm if self.without is None else sorted({*self.harm} & {*self.without.harm})
+
+    @property
+    def judged(self) -> dict[str, Test]:
+        """The tests that a decision is made on: those without whoever stands out, where that was tested."""
+        tests = self.tests if self.without is None or not self.without.tests else self.without.tests
+        return {name: replace(test, harm=name in self.lasting) for name, test in tests.items()}
 
 
 def p_values_of(found: Pairs) -> dict[str, float]:
@@ -81,10 +93,13 @@ def compare(reference: Window, current: Window, *, alpha: float, least: int, tes
     """Compare two windows of at least `least` rows each."""
     found = _compare(reference, current, alpha, least, tester)
     surges, aside = surging(reference, current)
+    rows = int(aside[1].sum())
     without = None
-    if found.harm and aside.any() and len(current) - aside.sum() >= least:
-        without = _compare(reference, current.take(~aside), alpha, least, tester)
-    return Compared(found.tests, found.skipped, surges, int(aside.sum()), without)
+    if found.harm and rows:
+        rest = reference.take(~aside[0]), current.take(~aside[1])
+        # Nothing left to compare: whoever stands out is the night, and nobody knows how the others fare.
+        without = _compare(*rest, alpha, least, tester) if min(map(len, rest)) >= least else Compared({}, {})
+    return Compared(found.tests, found.skipped, surges, rows, without)
 
 
 def _compare(reference: Window, current: Window, alpha: float, least: int, tester: Tester) -> Compared:
@@ -105,17 +120,27 @@ def _compare(reference: Window, current: Window, alpha: float, least: int, teste
     return Compared(tests, skipped)
 
 
-def surging(reference: Window, current: Window) -> tuple[dict[str, float], NDArray[numpy.bool_]]:
-    """Return the largest share that grew by SURGE among clients and among questions, and the rows of all that did."""
-    aside = numpy.zeros(len(current), dtype=bool)
+Masks = tuple[NDArray[numpy.bool_], NDArray[numpy.bool_]]
+
+
+def surging(reference: Window, current: Window) -> tuple[dict[str, float], Masks]:
+    """Return the largest share that grew by SURGE among clients and among questions, and the rows of all that did.
+
+    Only who hardly came before is taken out (of both windows): a client that always was much of the traffic is the traffic.
+    """
+    aside = numpy.zeros(len(reference), dtype=bool), numpy.zeros(len(current), dtype=bool)
     surges = {}
     for name in ("clients", "questions"):
         before, after = _shares(getattr(reference, name)), _shares(getattr(current, name))
-        grown = {key: share for key, share in after.items() if share - before.get(key, 0.0) >= SURGE}
-        # Where one client is nearly everybody, there is nobody to compare it with.
-        if grown and sum(grown.values()) < 0.9:
+        grown = {
+            key: share
+            for key, share in after.items()
+            if share - before.get(key, 0.0) >= SURGE and before.get(key, 0.0) <= HARDLY * share
+        }
+        if grown:
             surges[name.removesuffix("s")] = max(grown.values())
-            aside |= numpy.isin(getattr(current, name), list(grown))
+            for mask, side in zip(aside, (reference, current), strict=True):
+                mask |= numpy.isin(getattr(side, name), list(grown))
     return surges, aside
 
 

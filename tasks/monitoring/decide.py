@@ -97,6 +97,7 @@ def findings(context: StageContext, connection: Connection) -> Findings:
         explained=report.facts["explained"],
         rate=report.facts["rate"],
         quarantined_share=collected.facts["quarantined_share"],
+        recorded_rows=collected.facts["recorded"],
         golden_fell=report.facts["golden_fell"],
         corrections=corrections,
         missing_documents=gap.missing,
@@ -108,10 +109,11 @@ def findings(context: StageContext, connection: Connection) -> Findings:
 
 
 def _corrections(connection: Connection) -> int:
-    """Return the number of accepted corrections given since the live release was made."""
+    """Return the number of accepted corrections given since the live model and prompt were released."""
     row = connection.execute(
         "SELECT count(*) AS found FROM feedback WHERE status = 'accepted' AND correction IS NOT NULL "
-        "AND created_at > coalesce((SELECT created_at FROM releases ORDER BY release DESC LIMIT 1), '-infinity')"
+        "AND created_at > coalesce(%s::timestamptz, '-infinity')",
+        (references.lineage(connection).since,),
     ).fetchone()
     return int(row["found"]) if row else 0
 
@@ -127,8 +129,6 @@ def _refreshed(connection: Connection) -> bool:
 
 def _now(context: StageContext, connection: Connection, options: Options, wanted: Route) -> Now:
     facts = context.inputs["collect_requests"].facts
-    lineage = references.lineage(connection)
-    first = connection.execute("SELECT created_at FROM releases WHERE release = %s", (lineage.root,)).fetchone()
     agree = options.agree or context.settings.drift_agree
     return Now(
         key=digest({"cause": wanted.cause, "data": facts["data_sha256"]}),
@@ -137,7 +137,7 @@ def _now(context: StageContext, connection: Connection, options: Options, wanted
         agree=agree,
         of=max(agree, context.settings.drift_windows),
         running=options.running,
-        lineage_since=first["created_at"] if first else None,
+        lineage_since=references.lineage(connection).since,
     )
 
 

@@ -7,7 +7,7 @@ instructions to a model) is named and not shown.
 from collections.abc import Sequence
 
 from tasks.database import Connection
-from tasks.screening import Policy, load_policy, screen
+from tasks.screening import load_policy, screen
 
 LONGEST = 200
 
@@ -16,12 +16,12 @@ def shown(connection: Connection, ids: Sequence[str]) -> list[str]:
     """Return the questions of requests as they may be shown, in the order of `ids`; one that is gone is left out."""
     rows = connection.execute("SELECT id::text AS id, question FROM requests WHERE id = ANY(%s::uuid[])", (list(ids),))
     found = {row["id"]: row["question"] for row in rows}
-    policy = load_policy()
-    return [_safe(found[name], policy) for name in ids if name in found]
+    return [safe(found[name]) for name in ids if name in found]
 
 
-def _safe(question: str, policy: Policy) -> str:
-    screened = screen(question, policy)
+def safe(question: str) -> str:
+    """Return a question as it may be shown."""
+    screened = screen(question, load_policy())
     if screened.blocked:
         return f"(not shown: {', '.join(sorted(screened.blocked))})"
     text = " ".join(screened.text.split())

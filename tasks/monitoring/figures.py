@@ -92,8 +92,7 @@ def pairs(reference: Window, current: Window, least: int) -> tuple[Pairs, dict[s
             usual = statistics.mode(before.tolist())
             before, after = ((side != usual).astype(numpy.float64) for side in (before, after))
         if figure.tail == "low" and len(before):
-            edge = numpy.quantile(before, TAIL)
-            before, after = ((side < edge).astype(numpy.float64) for side in (before, after))
+            before, after = _low(before, after)
         needed = figure.least_rows or least
         if min(len(before), len(after)) < needed:
             skipped[figure.name] = f"{len(before)} and {len(after)} values, {needed} needed"
@@ -102,6 +101,14 @@ def pairs(reference: Window, current: Window, least: int) -> tuple[Pairs, dict[s
         else:
             found[figure.name] = (before, after)
     return found, skipped
+
+
+def _low(before: Floats, after: Floats) -> tuple[Floats, Floats]:
+    """Return which values are in the reference's low tail: below its 5th percentile, or at it where many are equal."""
+    edge = numpy.quantile(before, TAIL)
+    below = (before < edge).mean() >= TAIL / 2
+    low = [(side < edge) if below else (side <= edge) for side in (before, after)]
+    return low[0].astype(numpy.float64), low[1].astype(numpy.float64)
 
 
 def _values(figure: Figure, side: Window, kind: str) -> Any:

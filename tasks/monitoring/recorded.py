@@ -28,7 +28,7 @@ _SELECT = """
         CASE WHEN r.kind = 'chat' AND r.error IS NULL THEN length(r.answer) END AS answer_length,
         CASE WHEN r.error IS NULL THEN r.prompt_tokens + r.completion_tokens END AS tokens,
         CASE WHEN r.kind = 'chat' AND r.error IS NULL THEN r.refused END AS refused,
-        r.grounded, r.embedding, coalesce(i.embedder, '') AS embedder, f.rating
+        r.grounded, r.retrieval_ms IS NOT NULL AND r.best_score IS NULL AS nothing_found, r.embedding, coalesce(i.embedder, '') AS embedder, f.rating
     FROM requests r
     LEFT JOIN index_versions i ON i.version = r.index_version
     LEFT JOIN (
@@ -54,7 +54,7 @@ def count(connection: Connection, since: datetime, until: datetime, releases: li
 def rows(connection: Connection, since: datetime, until: datetime, releases: list[int] | None, most: int) -> list[Row]:
     """Return requests of a time in order of time: all of them, or a fixed sample of `most`.
 
-    `releases` keeps those that one of these releases answered; None keeps all.
+    `releases` keeps those that one of these releases answered, and those that no release did; None keeps all.
     """
     # A sample by a digest of the id is the same at every try, and even over the time.
     query = sql.SQL(_SELECT).format(
@@ -74,7 +74,8 @@ def _each(cursor: Any) -> Iterator[Row]:
 
 
 def _of(releases: list[int] | None) -> sql.SQL:
-    text: LiteralString = "true" if releases is None else "r.release = ANY(%(releases)s)"
+    # A request that failed before its release was chosen has none; it belongs to whatever was live.
+    text: LiteralString = "true" if releases is None else "(r.release = ANY(%(releases)s) OR r.release IS NULL)"
     return sql.SQL(text)
 
 
@@ -91,7 +92,8 @@ def _row(row: Row, languages: "_Languages") -> Row:
         "client": _hash(row["client"]),
         "asked": _hash(question),
         "question_length": len(question),
-        "best_score": _finite(row["best_score"]),
+        # A search that found nothing found nothing good: as far away as a cosine can be.
+        "best_score": -1.0 if row["nothing_found"] else _finite(row["best_score"]),
         "latency_ms": _finite(row["latency_ms"]),
         "grounded": _finite(row["grounded"]),
         "negative": None if rating is None else rating == "down",

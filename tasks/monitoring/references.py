@@ -28,6 +28,8 @@ class Lineage:
     root: int
     releases: list[int] | None
     """None before any release: every request counts."""
+    since: datetime | None = None
+    """When it became live last: the first release after the last one of another model, prompt or embedder."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Frozen:
     uri: str
     sha256: str
     rows: int
+    total: int
+    """Requests of its time, of which `rows` were kept."""
     first_at: datetime
     last_at: datetime
     embedder: str
@@ -51,7 +55,14 @@ def lineage(connection: Connection) -> Lineage:
         "ORDER BY release"
     ).fetchall()
     numbers = [int(row["release"]) for row in found]
-    return Lineage(numbers[0], numbers) if numbers else Lineage(0, None)
+    if not numbers:
+        return Lineage(0, None)
+    row = connection.execute(
+        "SELECT min(created_at) AS since FROM releases WHERE release > "
+        "coalesce((SELECT max(release) FROM releases WHERE release <> ALL(%s)), 0)",
+        (numbers,),
+    ).fetchone()
+    return Lineage(numbers[0], numbers, row["since"] if row else None)
 
 
 def first_request(connection: Connection, of: Lineage) -> datetime | None:
@@ -71,7 +82,7 @@ def ends(first: datetime) -> datetime:
 def frozen(connection: Connection, of: Lineage) -> Frozen | None:
     """Return the frozen reference of a lineage, or None."""
     row = connection.execute(
-        "SELECT release, uri, sha256, rows, first_at, last_at, embedder FROM drift_references WHERE release = %s",
+        "SELECT release, uri, sha256, rows, total, first_at, last_at, embedder FROM drift_references WHERE release = %s",
         (of.root,),
     ).fetchone()
     return Frozen(**row) if row else None
@@ -88,7 +99,9 @@ def read(storage: Storage, of: Frozen) -> Window:
     return window
 
 
-def freeze(connection: Connection, storage: Storage, bucket: str, of: Lineage, window: Window, embedder: str) -> Frozen:
+def freeze(
+    connection: Connection, storage: Storage, bucket: str, of: Lineage, window: Window, total: int, embedder: str
+) -> Frozen:
     """Keep a window as the reference of a lineage; where another run was first, return that run's."""
     name = f"{bucket}/references/release-{of.root}"
     body = window.to_bytes()
@@ -96,9 +109,9 @@ def freeze(connection: Connection, storage: Storage, bucket: str, of: Lineage, w
     artifact = storage.put_bytes(f"{name}/{window.ids[0]}-{len(window)}.npz", body, rows=len(window))
     moments = [datetime.fromtimestamp(float(window.at[place]), UTC) for place in (0, -1)]
     connection.execute(
-        "INSERT INTO drift_references (release, uri, sha256, rows, first_at, last_at, embedder) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-        (of.root, artifact.uri, artifact.sha256, len(window), *moments, embedder),
+        "INSERT INTO drift_references (release, uri, sha256, rows, total, first_at, last_at, embedder) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (of.root, artifact.uri, artifact.sha256, len(window), total, *moments, embedder),
     )
     kept = frozen(connection, of)
     assert kept is not None  # the row stands, ours or another's

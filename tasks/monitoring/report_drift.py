@@ -133,7 +133,7 @@ def _shown(context: StageContext, current: Window, found: Topics) -> list[dict[s
 def _result(context: StageContext, report: Report | None, asked: golden.Golden, least: int) -> dict[str, Any]:
     """Return what was found as a JSON value: `tests.json`, and what `decide` reads."""
     compared = report.compared if report else Compared({}, {})
-    without = compared.without or compared
+    judged = compared.judged
     collected = context.inputs["collect_requests"].facts
     rate = None
     if report:
@@ -143,13 +143,13 @@ def _result(context: StageContext, report: Report | None, asked: golden.Golden, 
     return {
         "enough": report is not None,
         "least_requests": least,
-        "drifted": without.drifted,
-        "harm": without.harm,
-        "tests": {name: test.to_dict() for name, test in without.tests.items()},
+        "drifted": sorted(name for name, test in judged.items() if test.drifted),
+        "harm": compared.lasting,
+        "tests": {name: test.to_dict() for name, test in judged.items()},
         "not_tested": compared.skipped,
         "surges": {name: round(share, 4) for name, share in compared.surges.items()},
         "set_aside": compared.set_aside if compared.without else 0,
-        "explained": sorted({*compared.harm} - {*without.harm}),
+        "explained": sorted({*compared.harm} - {*compared.lasting}),
         "rate": round(rate, 3) if rate is not None else None,
         "topics": report.shown if report else [],
         "topics_moved": round(report.topics.moved, 4) if report and report.topics else None,

@@ -61,6 +61,8 @@ class Findings:
     rate: float | None = None
     """Requests an hour over the reference's."""
     quarantined_share: float = 0.0
+    recorded_rows: int = 0
+    """Requests of the current window, broken ones too."""
     golden_fell: str | None = None
     """What the golden questions found now and before, where that fell."""
     corrections: int = 0
@@ -100,33 +102,37 @@ def route(found: Findings) -> Route:
 
     | found | cause | action |
     | --- | --- | --- |
-    | too few requests | none | none |
     | the log holds many broken rows | traffic | alert |
+    | the golden questions find less | knowledge | alert |
+    | too few requests | none | none |
+    | a flood | traffic | alert |
     | worse, but not without the client or question that surged | traffic | alert |
     | searches find less, the corpus cannot be read | knowledge | alert |
     | searches find less, the corpus has documents that the index lacks or that changed | knowledge | refresh_knowledge |
     | searches find less, the index has every document, reviewers wrote corrections | knowledge | train_again |
     | searches find less, the index has every document | knowledge | refresh_knowledge once, then alert |
-    | the golden questions find less | knowledge | alert |
     | answers or ratings are worse, searches are not, no corrections to learn from | behaviour | alert |
     | answers or ratings are worse, searches are not | behaviour | train_again |
-    | a flood, failures, or lengths, language, latency, tokens moved | traffic | alert |
+    | failures, or lengths, language, latency, tokens moved | traffic | alert |
     | questions moved, nobody is worse off | none | none |
     | nothing | none | none |
     """
+    if found.quarantined_share > MOST_QUARANTINED and found.recorded_rows >= found.least_requests:
+        text = f"{found.quarantined_share:.0%} of the recorded requests break a rule, so the log itself is broken"
+        return Route("alert", "traffic", "log_broken", text)
+    if found.golden_fell:
+        text = f"the golden questions find less than when the index was checked ({found.golden_fell}); a person should look"
+        return Route("alert", "knowledge", "golden_fell", text)
     if not found.enough:
         text = f"fewer than {found.least_requests} requests in a window, so nothing is judged"
         return Route("none", "none", "too_few_requests", text)
-    if found.quarantined_share > MOST_QUARANTINED:
-        text = f"{found.quarantined_share:.0%} of the recorded requests break a rule, so the log itself is broken"
-        return Route("alert", "traffic", "log_broken", text)
+    if found.rate is not None and found.rate >= MOST_RATE:
+        text = f"{found.rate:.1f} times as many requests an hour as before; a person should look"
+        return Route("alert", "traffic", "flood", text)
     if found.explained and not found.harm:
         return Route("alert", "traffic", "one_source", _surged(found))
     if found.harm & HITS:
         return _knowledge(found)
-    if found.golden_fell:
-        text = f"the golden questions find less than when the index was checked ({found.golden_fell}); a person should look"
-        return Route("alert", "knowledge", "golden_fell", text)
     if found.harm & ANSWERS and not found.corrections:
         text = "answers are worse, and too few accepted corrections say how they should be; reviewers should look"
         return Route("alert", "behaviour", "corrections_needed", text)
@@ -140,9 +146,6 @@ def route(found: Findings) -> Route:
 
 
 def _service(found: Findings) -> Route:
-    if found.rate is not None and found.rate >= MOST_RATE:
-        text = f"{found.rate:.1f} times as many requests an hour as before; a person should look"
-        return Route("alert", "traffic", "flood", text)
     if SERVICE.intersection(found.drifted):
         text = "neither documents nor training would mend this; a person should look"
         return Route("alert", "traffic", "service_changed", text)

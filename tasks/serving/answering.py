@@ -34,7 +34,7 @@ from tasks.serving.spans import Steps
 from tasks.serving.telling import Listener
 from tasks.serving.trace_log import TraceLog
 from tasks.serving.tracing import request_id, trace_id
-from tasks.serving.unknown import NO_PROMPT, said_at_once
+from tasks.serving.unknown import NO_PROMPT, said_at_once, says_so
 
 if TYPE_CHECKING:
     from tasks.knowledge.search import Hit
@@ -137,6 +137,7 @@ class Assistant:
             row.prompt_tokens = len(built.token_ids)
             generated = yield from self._written(row, steps, loaded, built, sampling, clock)
             row.answer, steps.generated = generated.text, generated
+            row.refused = row.refused or says_so(generated.text, loaded.prompt.front.unknown)
             if built is not NO_PROMPT:
                 row.grounded = grounded(generated.text, [row.question, *(hit.text for hit in built.shown)])
             row.prompt_tokens, row.completion_tokens = generated.prompt_tokens, generated.completion_tokens

@@ -6,6 +6,7 @@ CREATE TABLE drift_references (
     uri        text NOT NULL,
     sha256     text NOT NULL,
     rows       integer NOT NULL,
+    total      integer NOT NULL, -- requests of its time, of which rows were kept
     first_at   timestamptz NOT NULL,
     last_at    timestamptz NOT NULL,
     embedder   text NOT NULL

@@ -1,5 +1,7 @@
 """Two windows compared: what moved, what is harm, and whose doing it was."""
 
+from typing import Any
+
 import numpy
 import pytest
 
@@ -63,6 +65,40 @@ def test_one_question_asked_again_and_again_is_set_aside() -> None:
 def test_a_deployment_with_one_client_sets_nobody_aside() -> None:
     reference, current = (made(600, seed, client=1) for seed in (13, 14))
     assert compare(reference, current, alpha=0.01, least=100).surges == {}
+
+
+def test_a_client_that_always_was_much_of_the_traffic_is_the_traffic() -> None:
+    before = joined(made(900, 23, client=1), made(600, 24))
+    after = joined(made(450, 25, (9,), client=1, best_score=0.2), made(150, 26))
+    found = compare(before, after, alpha=0.01, least=100)
+    assert found.surges == {} and "no_good_hit" in found.lasting
+
+
+def test_a_night_of_one_new_client_is_its_doing() -> None:
+    found = compared(joined(made(40, 27), made(500, 28, (9,), best_score=0.2, client=77)))
+    assert "no_good_hit" in found.harm and found.lasting == []
+    assert not any(test.harm for test in found.judged.values()) and found.judged
+
+
+def test_harm_that_only_the_rest_shows_is_none() -> None:
+    """Without its loudest client a team that always scored lower is left: that is no harm of this night."""
+    low = made(700, 29, best_score=lambda random: 0.4 + 0.05 * random.standard_normal(), client=5)
+    reference = joined(made(800, 30, client=6), low)
+    bad = made(500, 31, client=77, negative=lambda random: float(random.random() < 0.9))
+    current = joined(bad, made(100, 32, best_score=lambda random: 0.4 + 0.05 * random.standard_normal(), client=5))
+    found = compare(reference, current, alpha=0.01, least=90)
+    assert "negative" in found.harm and found.without is not None and "best_score" in found.without.harm
+    assert found.lasting == []
+
+
+def test_a_tail_of_equal_values_is_compared_all_the_same() -> None:
+    def sometimes(share: float) -> Any:
+        return lambda random: 0.0 if random.random() < share else 0.7 + 0.05 * random.standard_normal()
+
+    found = compare(
+        made(1500, 33, grounded=sometimes(0.06)), made(600, 34, grounded=sometimes(0.3)), alpha=0.01, least=100
+    )
+    assert "ungrounded" in found.harm
 
 
 def test_ratings_are_few_and_tested_all_the_same() -> None:

@@ -80,6 +80,15 @@ class Watch:
                     (uuid.uuid4(),),
                 )
 
+    def age(self) -> None:
+        """Let what was decided until now be about a week before."""
+        with connect(self.url) as connection:
+            connection.execute(
+                "UPDATE decisions SET evidence = jsonb_set(evidence, '{window}', jsonb_build_object("
+                "'since', (evidence->'window'->>'since')::timestamptz - interval '7 days', "
+                "'until', (evidence->'window'->>'until')::timestamptz - interval '7 days'))"
+            )
+
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with connect(self.url) as connection:
             return connection.execute(query.encode(), values).fetchall()
@@ -138,13 +147,16 @@ def test_topics_that_the_documents_lack_start_a_training_on_the_corrections_once
     assert (same["action"], same["held_by"], same["dag_id"]) == ("none", "same_evidence", "")
 
     watch.ask(20, SHIFT + timedelta(minutes=20), (9,), 3, score=0.4)
+    mostly = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
+    assert mostly["held_by"] == "same_evidence"  # twenty more requests are no other evidence
+    watch.age()
     held = watch.stages()["decide"].facts
-    assert (held["action"], held["held_by"]) == ("none", "cooldown") and "20 hours" in held["reason"]
+    assert (held["action"], held["held_by"]) == ("none", "cooldown") and "72 hours" in held["reason"]
     free = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
     assert free["action"] == "train_again" and free["decision"] > decision["decision"]
     rows = watch.rows("SELECT action, dag_run_id, window_id FROM decisions ORDER BY id")
-    assert [row["action"] for row in rows] == ["train_again", "none", "none", "train_again"]
-    assert [row["dag_run_id"] is None for row in rows] == [False, True, True, False]
+    assert [row["action"] for row in rows] == ["train_again", "none", "none", "none", "train_again"]
+    assert [row["dag_run_id"] is None for row in rows] == [False, True, True, True, False]
     assert all(row["window_id"] for row in rows)
 
 
@@ -171,6 +183,7 @@ def test_one_window_alone_starts_nothing(watch: Watch) -> None:
         )
     agreed = watch.stages(agree=0)["decide"].facts
     assert (agreed["action"], agreed["held_by"]) == ("train_again", None)
+    watch.age()
     watch.ask(5, SHIFT + timedelta(minutes=30), (9,), 3, score=0.4)
     spent = watch.stages(agree=0, drift_cooldown_hours=0.0)["decide"].facts
     assert spent["held_by"] == "agreement" and "1 of the last 1 windows" in spent["reason"]
@@ -195,26 +208,27 @@ def test_a_budget_holds_trainings(watch: Watch) -> None:
     assert watch.stages(gpu_budget_hours=11.0)["decide"].facts["action"] == "train_again"
 
 
-def test_after_two_losing_candidates_a_person_is_asked(watch: Watch) -> None:
+def test_after_two_trainings_without_another_model_a_person_is_asked_once(watch: Watch) -> None:
     shifted(watch)
 
-    def trained(verdict: str) -> None:
-        facts = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
-        assert facts["action"] == "train_again"
-        watch.ask(5, SHIFT + timedelta(minutes=30), (9,), facts["decision"] + 50, score=0.4)
-        with connect(watch.url) as connection:
-            run = f"s3://{watch.settings.s3_bucket}/runs/fine_tune/{facts['dag_run_id']}"
-            connection.execute(
-                "INSERT INTO stage_runs (run, stage, trace_id, host, started_at, ended_at, exit_code, verdict) "
-                "VALUES (%s, 'gate', 't', 'h', now(), now(), 3, %s)",
-                (run, verdict),
-            )
+    def night(number: int) -> dict[str, Any]:
+        watch.age()
+        watch.ask(5, SHIFT + timedelta(minutes=30), (9,), number, score=0.4)
+        return watch.stages(drift_cooldown_hours=0.0)["decide"].facts
 
-    for verdict in ("promote", "hold", "review"):
-        trained(verdict)
-    facts = watch.stages(drift_cooldown_hours=0.0)["decide"].facts
+    first, second = night(51), night(52)
+    assert first["action"] == second["action"] == "train_again"
+    with connect(watch.url) as connection:
+        connection.execute(
+            "INSERT INTO stage_runs (run, stage, trace_id, host, started_at, ended_at, exit_code, verdict) "
+            "VALUES (%s, 'gate', 't', 'h', now(), now(), 3, 'hold')",
+            (f"s3://{watch.settings.s3_bucket}/runs/fine_tune/{first['dag_run_id']}",),
+        )
+    facts = night(53)
     assert (facts["action"], facts["held_by"], facts["dag_id"]) == ("alert", "losing_candidates", "")
-    assert "its last two candidates lost" in facts["reason"]
+    assert f"({second['dag_run_id']}: no verdict and {first['dag_run_id']}: hold)" in facts["reason"]
+    watch.ask(5, SHIFT + timedelta(minutes=31), (9,), 54, score=0.4)
+    assert watch.stages(drift_cooldown_hours=0.0)["decide"].facts["held_by"] == "same_evidence"
 
 
 def test_a_corpus_that_has_nothing_is_read_once_more_and_then_a_person_is_asked(watch: Watch) -> None:
@@ -224,7 +238,7 @@ def test_a_corpus_that_has_nothing_is_read_once_more_and_then_a_person_is_asked(
     first = watch.stages()["decide"].facts
     assert (first["action"], first["detail"]) == ("refresh_knowledge", "topics_missing")
     watch.ask(5, SHIFT + timedelta(minutes=30), (9,), 3, score=0.4)
-    second = watch.stages()["decide"].facts
+    second = watch.stages()["decide"].facts  # another action: nothing holds it
     assert (second["action"], second["detail"]) == ("alert", "documents_needed")
     assert "about topic 9" in second["reason"]
 
@@ -281,6 +295,77 @@ def test_a_frozen_reference_that_was_changed_is_refused(watch: Watch) -> None:
     watch.storage.put_bytes(uri, b"something else")
     with pytest.raises(ManifestError, match="sha256"):
         watch.stages()
+
+
+def test_a_quiet_first_week_goes_on_until_there_is_enough(watch: Watch) -> None:
+    watch.ask(60, SHIFT - timedelta(days=30), (0, 1), 1)
+    watch.ask(60, SHIFT - timedelta(days=15), (0, 1), 2)
+    watch.ask(120, SHIFT + timedelta(minutes=1), (0, 1), 3)
+    collected = watch.stages()["collect_requests"]
+    assert collected.counts["reference"] == 120 and collected.facts["reference_frozen"]
+
+
+def test_a_frozen_sample_is_no_flood(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.monitoring import references
+
+    monkeypatch.setattr(references, "MOST_ROWS", 110)
+    for day in range(7):
+        watch.ask(240, SHIFT - timedelta(days=20 - day), (0, 1), day)
+    watch.ask(240, SHIFT + timedelta(minutes=1), (0, 1), 9)
+    with connect(watch.url) as connection:  # spread over a day, so that a rate can be told
+        connection.execute("UPDATE requests SET created_at = created_at - interval '20 hours' * random()")
+    since = (SHIFT - timedelta(hours=22)).isoformat()
+    run = f"s3://{watch.settings.s3_bucket}/runs/watch_drift/{uuid.uuid4()}"
+    for _ in range(2):  # the night that freezes it, and the next
+        run = f"s3://{watch.settings.s3_bucket}/runs/watch_drift/{uuid.uuid4()}"
+        collected = run_stage(load_stage("collect_requests"), watch.settings, run, None, {"since": since})
+        report = run_stage(load_stage("report_drift"), watch.settings, run, None, {})
+        assert collected.counts["reference"] == 110 and 1500 < collected.counts["reference_total"] <= 1680
+        assert report.facts["rate"] == pytest.approx(1.0, abs=0.6)
+
+
+RELEASE = (
+    "INSERT INTO releases (created_at, kind, model_name, model_version, adapter_sha256, base_model, base_revision, prompt_sha256, "
+    "prompt, index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) VALUES "
+    "(%s, 'promotion', 'm', '1', %s, 'b', 'b', 'p', 'p', %s, 'e', 'c', 'u', 's', 'a', 'r', %s) RETURNING release"
+)
+
+
+def test_only_what_the_live_model_answered_is_compared(watch: Watch) -> None:
+    """After a rollback, what the bad model answered says nothing of the one that is live again."""
+    with connect(watch.url) as connection:
+        index = connection.execute(
+            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
+            "VALUES ('f', 'default', 'c', 'e', 32, 'chunks_v1', 'current', 'r') RETURNING version"
+        ).fetchone()
+        assert index is not None
+        numbers = []
+        for day, adapter in ((20, "good"), (15, "good"), (3, "bad"), (1, "good")):
+            at = SHIFT - timedelta(days=day)
+            row = connection.execute(RELEASE.encode(), (at, adapter, index["version"], f"run {day}")).fetchone()
+            assert row is not None
+            numbers.append(row["release"])
+        connection.execute(
+            "INSERT INTO feedback (request_id, rating, correction, status, reviewed_by, created_at) "
+            "SELECT gen_random_uuid(), 'down', 'so', 'accepted', 'r', %s FROM generate_series(1, 12)",
+            (SHIFT - timedelta(hours=12),),
+        )
+    watch.ask(120, SHIFT - timedelta(days=19), (0, 1), 1, release=numbers[0])
+    watch.ask(40, SHIFT - timedelta(days=14), (0, 1), 2, release=numbers[1])
+    watch.ask(150, SHIFT + timedelta(minutes=1), (9,), 3, release=numbers[2], score=0.1)
+    watch.ask(120, SHIFT + timedelta(minutes=9), (0, 1), 4, release=numbers[3])
+    watch.ask(7, SHIFT + timedelta(minutes=12), (0, 1), 5, error="Busy")
+    collected = watch.stages()["collect_requests"]
+    assert (collected.counts["reference"], collected.counts["current"]) == (160, 127)
+    from tasks.monitoring import references
+
+    with connect(watch.url) as connection:
+        of = references.lineage(connection)
+    assert (of.root, of.releases, of.since) == (
+        numbers[0],
+        [numbers[0], numbers[1], numbers[3]],
+        SHIFT - timedelta(days=1),
+    )
 
 
 def test_a_quiet_window_grows(watch: Watch) -> None:

@@ -125,7 +125,12 @@ def test_a_decision_starts_its_dag_once(airflow: Loop) -> None:
     facts = {"dag_id": "", "dag_run_id": "", "conf": {}, "reason": "calm"}
     airflow.start("decide", "calm", facts=json.dumps(facts))
     assert airflow.finish("decide", "calm") == ("success", {"decide": "success", "trigger": "skipped"})
-    facts = {"dag_id": "tune", "dag_run_id": "drift__7", "conf": {"decision": "7 <it's>"}, "reason": "it moved"}
+    facts = {
+        "dag_id": "tune",
+        "dag_run_id": "drift__7",
+        "conf": {"decision": "7 <it's>"},
+        "reason": "it moved\n" + "a question\n" * 200,
+    }
     airflow.start("decide", "moved", facts=json.dumps(facts))
     assert airflow.finish("decide", "moved")[1]["trigger"] == "success"
     started = airflow.get("/dags/tune/dagRuns/drift__7")
