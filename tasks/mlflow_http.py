@@ -21,6 +21,10 @@ _EXISTS = "RESOURCE_ALREADY_EXISTS"
 _AT_ONCE = 100  # the most traces that MLflow deletes by their ids in one request
 
 
+class MlflowFailed(ServiceUnavailable):
+    """MLflow answered, and said that it failed: it may be away for a moment, or for this one request always."""
+
+
 class MlflowHttp:
     """A server. Its methods wait for an answer, so they are for threads on which no request waits."""
 
@@ -91,7 +95,7 @@ class MlflowHttp:
         except httpx.TransportError as error:
             raise self._away(str(error) or type(error).__name__) from error
         if answer.status_code >= 500 or answer.status_code == 429:
-            raise self._away(f"status {answer.status_code}")
+            raise MlflowFailed(str(self._away(f"status {answer.status_code}")))
         return answer
 
     def _away(self, found: str) -> ServiceUnavailable:

@@ -63,6 +63,7 @@ def erase(settings: Settings, storage: Storage, corpus: str, uri: str, by: str, 
         versions = versions_with(connection, corpus, uri)
         built_on = _built_on(connection, [one.version for one in versions if one.corpus == corpus], datasets)
         copies = copies_of(connection, corpus, uri)
+        meanwhile = sorted({*answered_from(connection, corpus, uri)} - {*answered})
         removed = {"objects": objects, "traces": traces, **delete_rows(connection, versions, corpus, uri)}
         known = before or bool(datasets) or any(removed.values())
         if known:
@@ -73,6 +74,8 @@ def erase(settings: Settings, storage: Storage, corpus: str, uri: str, by: str, 
             )
         else:
             connection.execute("DELETE FROM erasures WHERE id = %s", (number,))
+    if meanwhile:  # answered with the document while its objects were looked for
+        removed["traces"] += _delete_traces(settings, meanwhile)
     if not known:
         raise DataError(
             f"expected a document {uri!r} in the corpus {corpus!r}, its quarantine, a dataset or a run, found none. "
@@ -150,7 +153,7 @@ def _built_on(connection: Connection, versions: list[int], datasets: list[str]) 
 def _vacuum(settings: Settings, tables: list[sql.Identifier]) -> None:
     """Let Postgres overwrite what was deleted: a deleted row stays in its file until then."""
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
-        others = ("documents", "quarantine", "embedding_cache", "requests", "shadow_answers")
+        others = ("documents", "quarantine", "embedding_cache", "requests", "feedback", "shadow_answers")
         for table in [*tables, *map(sql.Identifier, others)]:
             with contextlib.suppress(psycopg.errors.UndefinedTable):  # dropped meanwhile: nothing of it is left
                 connection.execute(sql.SQL("VACUUM {}").format(table))

@@ -70,7 +70,11 @@ def copies_of(connection: Connection, corpus: str, uri: str) -> list[str]:
 def answered_from(connection: Connection, corpus: str, uri: str) -> list[UUID]:
     """Return the requests that were answered with the document."""
     about = {"corpus": corpus, "uri": uri}
-    return [row["id"] for row in connection.execute(f"SELECT id FROM requests WHERE {_ANSWERED}".encode(), about)]
+    query = (
+        f"SELECT id FROM requests WHERE {_ANSWERED} "
+        f"UNION SELECT request_id FROM feedback WHERE hits IS NOT NULL AND ({_ANSWERED})"
+    )
+    return [row["id"] for row in connection.execute(query.encode(), about)]
 
 
 def delete_rows(connection: Connection, versions: list[Version], corpus: str, uri: str) -> dict[str, int]:

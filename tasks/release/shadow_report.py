@@ -90,7 +90,9 @@ def report(connection: Connection, name: str, version: str, now: Release | None)
         rows = connection.execute(_PAIRS.encode(), about).fetchall()
     pairs = [row for row in rows if row["error"] is None and row["kept"]]
     # An answer whose request is gone (too old, or its document was erased) has nothing to be compared with.
-    unanswered = Counter(row["error"] or "NothingToCompare" for row in rows if row not in pairs)
+    unanswered = Counter(
+        row["error"] or "NothingToCompare" for row in rows if row["error"] is not None or not row["kept"]
+    )
     return Report(
         model_version=version,
         release=now.release if now else None,
@@ -119,10 +121,11 @@ def compared(values: Sequence[tuple[float | None, float | None]]) -> Figure | No
     low = high = None
     if len(found) >= FEWEST:
         # The same pairs give the same interval: whoever reads it twice must not wonder.
-        draws = np.random.default_rng(0).integers(0, len(found), size=(RESAMPLES, len(found)))
-        low, high = (float(bound) for bound in np.quantile(differences[draws].mean(axis=1), (0.025, 0.975)))
-    means = found.mean(axis=0)
-    return Figure(len(found), float(means[0]), float(means[1]), float(differences.mean()), low, high)
+        random = np.random.default_rng(0)
+        means = [differences[random.integers(0, len(found), len(found))].mean() for _ in range(RESAMPLES)]
+        low, high = (float(bound) for bound in np.quantile(means, (0.025, 0.975)))
+    live, shadow = found.mean(axis=0)
+    return Figure(len(found), float(live), float(shadow), float(differences.mean()), low, high)
 
 
 def _interval(figure: Figure, digits: int) -> str:

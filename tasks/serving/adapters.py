@@ -13,12 +13,25 @@ from typing import Any
 
 from tasks import model_cache
 from tasks.contracts import digest
-from tasks.errors import ReleaseError
+from tasks.errors import ReleaseError, SettingsError
+from tasks.settings import Settings
 from tasks.storage import Storage, file_digest
 
 WEIGHTS = "adapter_model.safetensors"
 _MATRIX = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight$")
 _PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+
+
+def adapters_folder(settings: Settings) -> Path:
+    """Return where adapters are fetched to: a folder that the model server sees at the same path, where there is one."""
+    if settings.generation_url is None:
+        return Path(settings.cache_dir)
+    if settings.generation_adapters is None:
+        raise SettingsError(
+            "expected MILLRACE_GENERATION_ADAPTERS beside MILLRACE_GENERATION_URL, found none: the release has an "
+            "adapter. Next: set it to a folder that the model server sees at the same path."
+        )
+    return settings.generation_adapters
 
 
 def fetch_adapter(storage: Storage, uri: str, sha256: str, cache: Path) -> Path:

@@ -15,12 +15,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from tasks.errors import MillraceError
+from tasks.observability.redaction import hidden
 from tasks.serving.answering import LIVE_MODEL, Assistant, Begun
 from tasks.serving.asked import QUESTION_CHARACTERS, ChatRequest, FeedbackRequest, SearchRequest
 from tasks.serving.bodies import completion, model_entry, search_result
 from tasks.serving.feedback import FeedbackBox, request_uuid
 from tasks.serving.guard import BODY_BYTES, Guard, refusal_response
-from tasks.serving.keys import Key
+from tasks.serving.keys import Key, key_name
 from tasks.serving.metrics import CONTENT_TYPE
 from tasks.serving.refusals import InvalidRequest, error_object
 from tasks.serving.responses import (
@@ -54,7 +55,7 @@ def create_app(
     _add_probes(app, assistant)
     describe(app)
 
-    @app.post("/v1/chat/completions", response_model=None, responses=answers(Completion, *ASKED, content=EVENTS))
+    @app.post("/v1/chat/completions", response_model=None, responses=answers(Completion, *ASKED, 502, content=EVENTS))
     def chat(body: ChatRequest) -> Any:
         messages = [plain for message in body.messages if (plain := message.plain())["content"].strip()]
         if not messages:
@@ -79,9 +80,9 @@ def create_app(
         return search_result(assistant.search(body.query, body.k, body.user))
 
     @app.post("/v1/feedback", response_model=None, responses=answers(FeedbackTaken, *ASKED, 403))
-    def give_feedback(body: FeedbackRequest, request: Request) -> dict[str, Any]:
+    def give_feedback(body: FeedbackRequest) -> dict[str, Any]:
         request_id = request_uuid(body.request_id)
-        status = feedback.add(request_id, body.said(), getattr(request.state, "key_name", ""))
+        status = feedback.add(request_id, body.said(), key_name())
         return {"object": "feedback", "request_id": str(request_id), "status": status}
 
     @app.get("/v1/models", response_model=None, responses=answers(Models, 400, 401, 413, 429))
@@ -110,8 +111,9 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
             "index_version": live.release.index_version if live else None,
             "newest_release": assistant.releases.newest,
             "fallback": assistant.releases.fallback,
-            "problem": problem,
-            "shadow": assistant.shadow.problem,
+            # Whoever reaches the port reads this: addresses hold passwords.
+            "problem": hidden(problem) if problem else problem,
+            "shadow": hidden(assistant.shadow.problem) if assistant.shadow.problem else None,
             "requests": assistant.requests.counts(),
         }
         return JSONResponse(body, 200 if live else 503)

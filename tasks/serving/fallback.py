@@ -104,4 +104,7 @@ class Setbacks:
 
 def blames_the_model(error: BaseException) -> bool:
     """Return whether a generation that ended so counts against its release."""
+    # A stream that broke off is a server that went away in the middle: it is found out at the next load, not held against the release.
+    if isinstance(error.__cause__, OSError) or type(error.__cause__).__module__.startswith("httpx"):
+        return False
     return isinstance(error, GenerationBroke) or not isinstance(error, TryAgain | Refusal | CancelledError)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.database import Connection
-from tasks.errors import ReleaseError, SettingsError
+from tasks.errors import ReleaseError
 from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.release import ledger
-from tasks.serving.adapters import fetch_adapter
+from tasks.serving.adapters import adapters_folder, fetch_adapter
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import LanguageModel
 from tasks.serving.prompt import Prompt, parse_prompt
@@ -61,7 +61,9 @@ class Loader:
         adapter, folder = None, None
         if release.adapter_uri is not None and release.adapter_sha256 is not None:
             storage = Storage(self._settings.s3_endpoint_url)
-            folder = fetch_adapter(storage, release.adapter_uri, release.adapter_sha256, self._adapters())
+            folder = fetch_adapter(
+                storage, release.adapter_uri, release.adapter_sha256, adapters_folder(self._settings)
+            )
         model = self._base(release, beside)
         if folder is not None:
             # Named by release and load, not by digest: what leaves may then drop its own without asking.
@@ -73,16 +75,6 @@ class Loader:
                     model.close()
                 raise
         return Loaded(release, prompt, embedder, model, adapter, reranker)
-
-    def _adapters(self) -> Path:
-        if self._settings.generation_url is None:
-            return Path(self._settings.cache_dir)
-        if self._settings.generation_adapters is None:
-            raise SettingsError(
-                "expected MILLRACE_GENERATION_ADAPTERS beside MILLRACE_GENERATION_URL, found none: the release has an "
-                "adapter. Next: set it to a folder that the model server sees at the same path."
-            )
-        return self._settings.generation_adapters
 
     def _base(self, release: ledger.Release, beside: Loaded | None) -> LanguageModel:
         if beside is not None:

@@ -120,7 +120,8 @@ class Ahead:
         self._next = time.monotonic() + AGAIN_SECONDS
         try:
             there = self._connection.run(partitioned)
-            self._make(day for day in days_ahead(self._now()) if day not in there)
+            # Today last: its rows may lie in the default partition, and moving them may take longer than we are given.
+            self._make(sorted((day for day in days_ahead(self._now()) if day not in there), reverse=True))
         except ServiceUnavailable as error:  # away, or somebody held a lock for too long
             self._next = time.monotonic() + AGAIN_WHEN_AWAY_SECONDS
             log.warning("partitions of requests are not made, rows go to requests_default: %s", error)

@@ -18,6 +18,7 @@ _MEANING = {
     413: "The body is too large",
     429: "Too much at once: come back after Retry-After seconds",
     500: "The assistant failed; its log says why",
+    502: "The model began, and failed",
     503: "The release, the index or Postgres is away: come back after Retry-After seconds",
 }
 _RETRY = {"Retry-After": {"description": "Seconds until another try may succeed", "schema": {"type": "string"}}}

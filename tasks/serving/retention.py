@@ -59,6 +59,8 @@ def drop(connection: Connection, day: date) -> dict[str, Any] | None:
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE MODE").format(table))
         rows = _count(connection, start, end)
         kept = connection.execute(_KEEP.encode(), {"start": start, "end": end}).rowcount
+        # What a candidate answered to them could not be found any more, by a report or by an erasure.
+        connection.execute(sql.SQL("DELETE FROM shadow_answers WHERE request_id IN (SELECT id FROM {})").format(table))
         connection.execute(sql.SQL("ALTER TABLE requests DETACH PARTITION {}").format(table))
         connection.execute(sql.SQL("DROP TABLE {}").format(table))
     return {"kind": "request_day", "name": name_of(day), "rows": rows, "feedback_kept": kept}
@@ -70,6 +72,10 @@ def _drop_strays(connection: Connection, limit: date) -> list[dict[str, Any]]:
         connection.execute("LOCK TABLE requests_default IN SHARE ROW EXCLUSIVE MODE")  # nobody writes, all may read
         end = bounds(limit)[0]
         kept = connection.execute(_KEEP.encode(), {"start": _LONG_AGO, "end": end}).rowcount
+        connection.execute(
+            "DELETE FROM shadow_answers WHERE request_id IN (SELECT id FROM requests_default WHERE created_at < %s)",
+            (end,),
+        )
         rows = connection.execute("DELETE FROM requests_default WHERE created_at < %s", (end,)).rowcount
     return [{"kind": "request_rows", "name": "requests_default", "rows": rows, "feedback_kept": kept}] if rows else []
 

@@ -19,6 +19,7 @@ import uvicorn
 from anyio.to_thread import current_default_thread_limiter
 
 from tasks.errors import OptionError, SettingsError, nearest
+from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.options import parse_options
 from tasks.serving.answering import Assistant
 from tasks.serving.api import create_app
@@ -104,6 +105,9 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
     """Yield the assistant with its threads running; at the end stop them, and write or spool the request log."""
     url = configured.database_url.get_secret_value()
     connections = [KeptConnection(url) for _ in range(5)]
+    if settings_of(configured, DEFAULT).reranker is not None:
+        # A cross-encoder on a processor takes seconds of the time that a lookup has.
+        connections[2] = KeptConnection(url, work_seconds=60.0)
     releases = Releases(configured, connections[0], threads=threads)
     requests = RequestLog(connections[1], Path(configured.cache_dir) / "requests")
     most, tokens = configured.assistant_requests_per_minute, configured.assistant_tokens_per_day
@@ -130,12 +134,12 @@ def running(configured: Settings, threads: int) -> Iterator[tuple[Assistant, Fee
         yield assistant, feedback
     finally:
         assistant.close()
+        requests.close()  # first of what may wait: rows that are neither written nor spooled are lost
+        traces.close()
+        shadow.close()
         if budget is not None:
             budget.close()
-        shadow.close()
         releases.close()
-        requests.close()
-        traces.close()
         for connection in connections:
             connection.close()
 

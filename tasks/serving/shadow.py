@@ -11,6 +11,7 @@ writes table `shadow_answers`, whose answers went through `redact`. What cannot 
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any
 import psycopg
 
 from tasks.errors import MillraceError, ServiceUnavailable
-from tasks.serving.adapters import fetch_adapter
+from tasks.serving.adapters import adapters_folder, fetch_adapter
 from tasks.serving.candidate import Candidate, registered, require_same_base
 from tasks.serving.connection import KeptConnection
 from tasks.serving.grounding import grounded
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 RESULTS = ("answered", "interrupted", "failed", "busy", "unusable", "lost")
 PLACES = 2
 IDLE_SECONDS, PATIENCE = 0.1, 30.0  # how long nobody asked before it begins; how long it waits for that
+CLOSE_SECONDS = 5.0
 PAUSE = 60.0  # before a registry that was away, or lacked the version, is asked again
 INTERRUPTED = "Interrupted"
 
@@ -71,7 +73,7 @@ class Shadow:
         self._asking, self._last_asked, self._waiting = 0, 0.0, 0
         self._listener: Listener | None = None
         self._candidate: Candidate | None = None
-        self._attached: LanguageModel | None = None
+        self._attached: weakref.ref[LanguageModel] | None = None  # weak: a base model that left must not stay for us
         self._again = 0.0
         self._stop = threading.Event()
         self._problem: str | None = None
@@ -88,7 +90,7 @@ class Shadow:
 
         def fetch(candidate: Candidate) -> Path:
             storage = Storage(settings.s3_endpoint_url)
-            return fetch_adapter(storage, candidate.adapter_uri, candidate.adapter_sha256, Path(settings.cache_dir))
+            return fetch_adapter(storage, candidate.adapter_uri, candidate.adapter_sha256, adapters_folder(settings))
 
         return cls(
             releases,
@@ -148,8 +150,12 @@ class Shadow:
         with self._lock:
             if self._listener is not None:
                 self._listener.leave()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._close is not None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        # What it waits for (S3, a registry, a model) is waited for a little: the request log is closed after it.
+        ended = threading.Thread(target=lambda: self._thread.shutdown(wait=True), daemon=True)
+        ended.start()
+        ended.join(timeout=CLOSE_SECONDS)
+        if self._close is not None and not ended.is_alive():
             self._close()
 
     def _ended(self, done: "Future[str]") -> None:
@@ -176,7 +182,7 @@ class Shadow:
             if loaded.release != steps.release:
                 return "busy"  # another release took its place meanwhile
             adapter = self._attach(candidate, loaded)
-            listener = self._begin()
+            listener = self._begin() if adapter else None
             if listener is None:
                 return "busy"
             try:
@@ -247,16 +253,22 @@ class Shadow:
             self._listener = Listener()
             return self._listener
 
-    def _attach(self, candidate: Candidate, loaded: Loaded) -> str:
-        """Return the name of the candidate's adapter on the live base model. Raises ReleaseError."""
+    def _attach(self, candidate: Candidate, loaded: Loaded) -> str | None:
+        """Return the name of the candidate's adapter on the live base model, None where somebody asks. Raises ReleaseError."""
         require_same_base(candidate, loaded)
         name = f"shadow_{candidate.model_version}"
-        if self._attached is not loaded.model:
+        if self._attached is None or self._attached() is not loaded.model:
             if time.monotonic() < self._again and self._problem is not None:
                 raise ServiceUnavailable(self._problem)
             self._again = time.monotonic() + PAUSE
             assert self._fetch is not None  # the share is 0 without it
-            loaded.model.attach(name, self._fetch(candidate))
-            self._attached = loaded.model
+            folder = self._fetch(candidate)
+            with self._lock:
+                asked = self._asking > 0
+            if asked:  # the model is not held up by an adapter that nobody waits for
+                self._again = 0.0
+                return None
+            loaded.model.attach(name, folder)
+            self._attached = weakref.ref(loaded.model)
             log.info("shadow: version %s answers beside release %d", candidate.model_version, loaded.release.release)
         return name

@@ -13,7 +13,7 @@ import threading
 import time
 
 from tasks.errors import DataError, ServiceUnavailable
-from tasks.mlflow_http import MlflowHttp
+from tasks.mlflow_http import MlflowFailed, MlflowHttp
 from tasks.serving.request_log import RequestRow
 from tasks.serving.spans import EXPERIMENT, SERVICE, Steps, trace_of
 from tasks.settings import Settings
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CAPACITY = 500
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+MOST_FAILURES = 6  # of one trace, where MLflow answers that it failed
 LAST_SECONDS = 5.0  # at the end, for what waits
 RESULTS = ("written", "dropped", "refused")
 _PERIOD = 60.0  # seconds between two log lines of the same kind
@@ -78,7 +79,7 @@ class TraceLog:
         http = MlflowHttp(self._uri)
         pause = FIRST_PAUSE
         waiting: tuple[RequestRow, Steps] | None = None
-        until = float("inf")
+        until, failed = float("inf"), 0
         while time.monotonic() < until:
             if self._stop.is_set() and until == float("inf"):
                 until = time.monotonic() + LAST_SECONDS
@@ -89,7 +90,16 @@ class TraceLog:
                 continue
             try:
                 self._write(http, *waiting)
-                waiting, pause = None, FIRST_PAUSE
+                waiting, pause, failed = None, FIRST_PAUSE, 0
+            except MlflowFailed as error:
+                failed += 1
+                if failed >= MOST_FAILURES and waiting is not None:  # those behind it are not kept waiting for ever
+                    log.error("request=%s its trace was refused %d times: %s", waiting[0].id, failed, error)
+                    self._count("refused")
+                    waiting, failed = None, 0
+                if self._stop.wait(pause):
+                    break
+                pause = min(LONGEST_PAUSE, 2 * pause)
             except ServiceUnavailable as error:
                 log.warning("traces=%d wait, next try in %.0f s: %s", self._queue.qsize() + 1, pause, error)
                 if self._stop.wait(pause):

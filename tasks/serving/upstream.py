@@ -60,11 +60,11 @@ class UpstreamModel:
         self._changes = asyncio.Lock()
         self._at_work: set[asyncio.Task[Any]] = set()
         self._closed = False
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._run, name="upstream", daemon=True).start()
         has_ends = (folder / "generation_config.json").is_file()
         self._ends = ends_of(GenerationConfig.from_pretrained(folder) if has_ends else None, self.tokenizer)
         window = window_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), self.tokenizer)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, name="upstream", daemon=True).start()
         try:
             card = self._begin(self._proven_base()).result()
         except BaseException:

@@ -1,5 +1,6 @@
 """Who may say something about which request, on a real Postgres, also before the request's row is there."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tasks.serving.answering import Assistant
 from tasks.serving.api import create_app
 from tasks.serving.connection import KeptConnection
 from tasks.serving.feedback import FeedbackBox, Said, parse_reviewers
+from tasks.serving.keys import parse_keys
 from tasks.serving.refusals import NotAReviewer, UnknownRequest
 from tasks.serving.request_log import RequestLog
 from tasks.training.examples import feedback as learned
@@ -121,13 +123,9 @@ def test_only_reviewers_sign_where_they_are_named(url: str, log: RequestLog) -> 
         box.close()
 
 
-def with_key(app: FastAPI, name: str) -> Any:
-    """Return the application as the guard calls it for a key."""
-
-    async def called(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope | {"state": {"key_name": name}}, receive, send)
-
-    return called
+def give_with(app: FastAPI, key: str, body: dict[str, str]) -> httpx.Response:
+    """Give feedback with an API key, through the guard."""
+    return call(app, "POST", "/v1/feedback", json=body, headers={"Authorization": f"Bearer {key}"})
 
 
 @pytest.mark.integration
@@ -136,11 +134,11 @@ def test_over_http_a_foreign_request_looks_as_an_unknown_one(ready: Assistant, u
     item.key_name = "web"
     log.put(item)
     wait_for(log, "written", 1)
-    app = create_app(ready, FeedbackBox(KeptConnection(url), log, parse_reviewers("ops")))
+    keys = parse_keys(",".join(f"{name}={hashlib.sha256(name.encode()).hexdigest()}" for name in ("web", "batch")))
+    app = create_app(ready, FeedbackBox(KeptConnection(url), log, parse_reviewers("ops")), keys=keys)
 
     def give(name: str, request_id: str, **more: str) -> httpx.Response:
-        body = {"request_id": request_id, "rating": "up", **more}
-        return call(with_key(app, name), "POST", "/v1/feedback", json=body)
+        return give_with(app, name, {"request_id": request_id, "rating": "up", **more})
 
     unknown, foreign = give("web", str(uuid4())), give("batch", f"chatcmpl-{item.id.hex}")
     assert unknown.status_code == foreign.status_code == 404
