@@ -148,7 +148,7 @@ class RequestLog:
 
     def _write(self, rows: Sequence[RequestRow]) -> bool:
         try:
-            self._connection.run(lambda connection: _insert(connection, rows))
+            self._insert(rows)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             return self._refuse(rows[0], error) if len(rows) == 1 else self._write_singly(rows)
         except (ServiceUnavailable, psycopg.Error) as error:
@@ -157,6 +157,16 @@ class RequestLog:
             return False
         self._done(rows, "written")
         return True
+
+    def _insert(self, rows: Sequence[RequestRow]) -> None:
+        """Write rows; those that were on their way into the default partition when their day's was made go there again."""
+        for left in (2, 1, 0):
+            try:
+                return self._connection.run(lambda connection: _insert(connection, rows))
+            except psycopg.errors.CheckViolation as error:
+                if not left or error.diag.constraint_name is not None:  # a partition's bounds have no name
+                    raise
+        raise AssertionError("a try returns or raises")
 
     def _write_singly(self, rows: Sequence[RequestRow]) -> bool:
         written = [self._write([row]) for row in rows]
@@ -208,7 +218,7 @@ class RequestLog:
 
     def _drained(self, rows: Sequence[RequestRow]) -> bool:
         try:
-            self._connection.run(lambda connection: _insert(connection, rows))
+            self._insert(rows)
         except (psycopg.DataError, psycopg.IntegrityError):
             return self._write_singly(rows)
         except (ServiceUnavailable, psycopg.Error):

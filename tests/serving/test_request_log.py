@@ -4,8 +4,12 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import psycopg
+import pytest
 
 from tasks.serving.connection import KeptConnection
 from tasks.serving.request_log import RequestLog, RequestRow, _from_line, _to_line
@@ -96,3 +100,24 @@ def test_threads_lose_nothing(tmp_path: Path) -> None:
     log.close()
     kept = [line for path in ("requests.jsonl", "requests.draining.jsonl") for line in lines(tmp_path / path)]
     assert len({json.loads(line)["id"] for line in kept}) == len(kept) == 300
+
+
+def test_rows_whose_partition_was_made_meanwhile_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres refuses a row that was routed to the default partition just before its day's was made."""
+    tries: list[int] = []
+
+    class Racing(KeptConnection):
+        def run(self, work: Any) -> Any:
+            tries.append(1)
+            if len(tries) == 1:
+                raise psycopg.errors.CheckViolation("new row violates partition constraint")
+            return None
+
+    monkeypatch.setattr("tasks.serving.request_log.Ahead", lambda connection: SimpleNamespace(work=lambda: None))
+    log = RequestLog(Racing(NOWHERE), tmp_path)
+    log.put(row())
+    wait_for(log, "written", 1)
+    assert len(tries) == 2 and log.counts()["refused"] == 0
+    log.close()
