@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse
 from tasks.backup.command import _read
 from tasks.errors import OptionError
 from tasks.registry import TOOLS
-from tasks.serving.guard import Guard, parse_keys
+from tasks.serving.guard import Guard
+from tasks.serving.keys import parse_keys
 from tasks.settings import REPOSITORY
 
 PAGES = [*sorted((REPOSITORY / "docs" / "runbooks").glob("*.md")), REPOSITORY / "docs" / "backup.md"]

@@ -69,7 +69,7 @@ def test_pods_reach_each_other_where_they_have_to(overlay: str) -> None:
         for other, port in ports.items()
         if network.reaches(PODS[one], PODS[other], port) and one != "stranger"
     }
-    wanted = {(one, "mlflow") for one in ("stage", "build", "train")} | {("train", "train")}
+    wanted = {(one, "mlflow") for one in ("stage", "build", "train", "assistant")} | {("train", "train")}
     wanted |= {("task", "ui"), ("ui", "task"), ("ui", "ui"), ("task", "task")}
     assert reached == wanted | ({("build", "vllm")} if overlay == "eks-vllm" else set())
 

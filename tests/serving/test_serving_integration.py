@@ -46,7 +46,9 @@ class Bridge:
         self._listener: socket.socket | None = None
 
     def up(self) -> None:
-        """Forward connections."""
+        """Forward connections; once is enough."""
+        if self._listener is not None:
+            return
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
