@@ -195,12 +195,17 @@ def _send(http: httpx.Client, question: str, kind: str, client: str) -> tuple[st
             raise _away(str(http.base_url), str(error)) from error
         except httpx.TransportError as error:
             return None, f"{type(error).__name__}: {error}"
-        if answer.status_code != 429:
+        if answer.status_code != 429 or answer.headers.get("x-should-retry") == "false":
             break
-        time.sleep(1.0)
+        time.sleep(_pause(answer.headers.get("retry-after", "")))
     if answer.status_code != 200:
         return None, f"{answer.status_code}: {answer.text[:300]}"
     return str(answer.json()["request_id"]), None
+
+
+def _pause(retry_after: str) -> float:
+    """Return how long the assistant asks to be left alone, a minute at most; a second where it does not say."""
+    return min(60.0, float(retry_after)) if retry_after.isdecimal() else 1.0
 
 
 def _away(url: str, found: str) -> ServiceUnavailable:

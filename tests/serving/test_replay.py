@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from tasks.errors import DataError, OptionError, ServiceUnavailable
 from tasks.serving import replay as module
 from tasks.serving.answering import Assistant
-from tasks.serving.replay import main, read_questions, replay
+from tasks.serving.replay import _send, main, read_questions, replay
 from tasks.serving.server import listen
 
 from .conftest import app_of
@@ -91,3 +92,18 @@ def test_the_limit_is_kept(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(OptionError):
         main(arguments)
+
+
+def test_who_is_asked_to_wait_waits_and_a_budget_that_is_used_up_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("tasks.serving.replay.time.sleep", slept.append)
+    said = iter(
+        [
+            httpx.Response(429, headers={"Retry-After": "17"}),
+            httpx.Response(429),
+            httpx.Response(429, headers={"Retry-After": "3600", "x-should-retry": "false"}, text="insufficient_quota"),
+        ]
+    )
+    with httpx.Client(transport=httpx.MockTransport(lambda _: next(said)), base_url="http://assistant") as client:
+        assert _send(client, "why?", "search", "me") == (None, "429: insufficient_quota")
+    assert slept == [17.0, 1.0]
