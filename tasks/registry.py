@@ -46,6 +46,7 @@ TOOLS = {
     "index": "tasks.knowledge.index_tool:main",
     "tune_index": "tasks.knowledge.tune_index:main",
     "doctor": "tasks.doctor.command:main",
+    "renew_reference": "tasks.monitoring.renew_reference:main",
     "replay": "tasks.serving.replay:main",
     "choose_min_score": "tasks.serving.min_score:main",
     "shadow_report": "tasks.release.shadow_report:main",

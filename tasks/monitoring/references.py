@@ -66,12 +66,22 @@ def lineage(connection: Connection) -> Lineage:
 
 
 def first_request(connection: Connection, of: Lineage) -> datetime | None:
-    """Return when the first request of a lineage was answered, or None."""
+    """Return when the first request of a lineage was answered (since its reference began anew, where it did), or None."""
     row = connection.execute(
-        "SELECT min(created_at) AS first FROM requests WHERE %s::integer[] IS NULL OR release = ANY(%s::integer[])",
-        (of.releases, of.releases),
+        "SELECT min(created_at) AS first FROM requests WHERE (%s::integer[] IS NULL OR release = ANY(%s::integer[])) "
+        "AND created_at >= coalesce((SELECT max(at) FROM drift_beginnings WHERE release = %s), '-infinity')",
+        (of.releases, of.releases, of.root),
     ).fetchone()
     return row["first"] if row else None
+
+
+def begin_anew(connection: Connection, by: str, reason: str) -> Lineage:
+    """Let the reference of the live lineage begin now: what is usual has changed, and somebody says so."""
+    of = lineage(connection)
+    connection.execute("INSERT INTO drift_beginnings (release, by, reason) VALUES (%s, %s, %s)", (of.root, by, reason))
+    # The bytes stay where they are; nothing names them any more.
+    connection.execute("DELETE FROM drift_references WHERE release = %s", (of.root,))
+    return of
 
 
 def ends(first: datetime) -> datetime:
@@ -93,8 +103,8 @@ def read(storage: Storage, of: Frozen) -> Window:
     window = Window.from_bytes(storage.get(Artifact(uri=of.uri, sha256=of.sha256, bytes=0, rows=of.rows)))
     if len(window) != of.rows:
         raise DataError(
-            f"expected {of.rows} requests in {of.uri}, found {len(window)}. Next: delete the row of release {of.release} "
-            "from drift_references, and let the next night freeze a new one."
+            f"expected {of.rows} requests in {of.uri}, found {len(window)}. "
+            "Next: python -m tasks renew-reference --by YOU --reason WHY."
         )
     return window
 

@@ -11,5 +11,13 @@ CREATE TABLE drift_references (
     last_at    timestamptz NOT NULL,
     embedder   text NOT NULL
 );
+-- Moments from which a reference begins anew, because somebody said that what is usual has changed.
+CREATE TABLE drift_beginnings (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    release  integer NOT NULL,
+    at       timestamptz NOT NULL DEFAULT now(),
+    by       text NOT NULL,
+    reason   text NOT NULL
+);
 -- `cause` is none, knowledge, behaviour or traffic; `detail` is its one word; `held_by` names the brake that held the action.
 ALTER TABLE decisions ADD COLUMN detail text NOT NULL DEFAULT '', ADD COLUMN held_by text;

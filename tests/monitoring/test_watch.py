@@ -288,6 +288,22 @@ def test_the_reference_is_frozen_with_the_model_and_the_prompt(watch: Watch) -> 
     assert (row["release"], row["rows"]) == (0, 120)
 
 
+def test_somebody_may_say_that_the_usual_has_changed(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
+    from tasks.monitoring.renew_reference import main
+
+    watch.ask(120, SHIFT - timedelta(days=20), (0, 1), 1)
+    watch.ask(120, SHIFT + timedelta(minutes=1), (5,), 2)
+    assert watch.stages()["collect_requests"].facts["reference_frozen"]
+    for wrong in ([], ["--by", "me"], ["--by", "me", "--reason", " "], ["--because", "x"]):
+        with pytest.raises(OptionError):
+            main(wrong)
+    assert main(["--by", "ada", "--reason", "a new team"]) == 0 and "begins anew" in capsys.readouterr().out
+    renewed = watch.stages()
+    assert renewed["collect_requests"].counts["reference"] == 0
+    assert renewed["decide"].facts["detail"] == "too_few_requests"
+    assert watch.rows("SELECT by, reason FROM drift_beginnings") == [{"by": "ada", "reason": "a new team"}]
+
+
 def test_a_frozen_reference_that_was_changed_is_refused(watch: Watch) -> None:
     watch.ask(120, SHIFT - timedelta(days=20), (0, 1), 1)
     watch.ask(120, SHIFT + timedelta(minutes=1), (0, 1), 3)
