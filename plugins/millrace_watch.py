@@ -95,8 +95,9 @@ class PodWatch:
         self.events = Events(client, namespace, name, log, min(5 * limits.poll, 10))
         self.image_message = ""
         self.log_read: float | None = None
-        self.newest = ""
-        self.newest_lines: set[str] = set()
+        # The lines of the last two answers: what overlaps is told once. Not by the newest moment: a container's two outputs
+        # come through pipes of their own, so a line may stand in the log behind one of a later moment.
+        self.told: tuple[set[str], set[str]] = set(), set()
 
     def follow(self) -> Ending:
         """Watch until the pod has ended."""
@@ -220,20 +221,19 @@ class PodWatch:
                 self.say("log", f"the log of the pod cannot be read now: {said(error)}", warning=True)
             return
         self.log_read = asked
-        for line in text.split("\n"):
-            if line:
+        lines = [line for line in text.split("\n") if line]
+        for line in lines:
+            if line not in self.told[0] and line not in self.told[1]:
                 self._tell_line(line)
+        dated = {line for line in lines if MOMENT.match(line.partition(" ")[0])}
+        if dated:  # a log that is away for a moment is not forgotten
+            self.told = self.told[1], dated
 
     def _tell_line(self, line: str) -> None:
         moment, _, text = line.partition(" ")
         if not MOMENT.match(moment):  # a node answers so when it has thrown the log away
             self.say("log", f"the log of the pod cannot be read now: {line}"[:500], warning=True)
             return
-        if moment < self.newest or (moment == self.newest and text in self.newest_lines):
-            return
-        if moment > self.newest:
-            self.newest, self.newest_lines = moment, set()
-        self.newest_lines.add(text)
         text = text.rstrip().rsplit("\r", 1)[-1]  # of a progress bar that rewrites its line, the last state
         if text:
             self.last.append(text)

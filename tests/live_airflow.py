@@ -100,6 +100,21 @@ def environment(folder: Path, dags: Path, values: Mapping[str, str]) -> dict[str
     } | dict(values)  # fmt: skip
 
 
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a component that was told to stop.
+
+    The scheduler raises SystemExit in its signal handler; where the signal comes during a garbage collection, Python
+    prints that as ignored, and the scheduler goes on. So it is told again.
+    """
+    for _ in range(3):
+        try:
+            process.wait(25)
+            return
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+    process.wait(10)
+
+
 @contextmanager
 def running(folder: Path, values: dict[str, str], dags: int) -> Iterator[Airflow]:
     """Run an Airflow until the end of the block; it begins when so many DAGs are there."""
@@ -122,4 +137,4 @@ def running(folder: Path, values: dict[str, str], dags: int) -> Iterator[Airflow
         for process in processes:
             os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
-            process.wait(60)
+            _ended(process)

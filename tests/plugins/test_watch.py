@@ -138,6 +138,14 @@ def test_every_line_of_the_log_is_told_once_at_its_level() -> None:
     assert (30, "Kubernetes: FailedMount: no secret") in log.lines
 
 
+def test_a_line_behind_one_of_a_later_moment_is_told() -> None:
+    """A container's two outputs come through pipes of their own: the log is not in the order of its moments."""
+    out = "2026-11-20T10:00:02.000000000Z second 0\n"
+    error = "2026-11-20T10:00:01.000000000Z an error of before\n"
+    _, log = follow([pod(RUNNING), pod(RUNNING), pod(DONE)], [out, out + error, out + error])
+    assert [text for _, text in log.lines if not text.startswith("Kubernetes:")] == ["second 0", "an error of before"]
+
+
 def test_an_api_server_that_is_away_for_a_while_is_borne() -> None:
     from kubernetes.client.exceptions import ApiException
 
