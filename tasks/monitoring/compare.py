@@ -11,6 +11,7 @@ confirm, was its doing (a broken client, a load test, abuse), and no reason to t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -70,12 +71,17 @@ def p_values_of(found: Pairs) -> dict[str, float]:
 
 
 def two_shares(before: Floats, after: Floats) -> float:
-    """Return the two-sided p-value of two shares being one: the z-test with the pooled share."""
-    pooled = (before.sum() + after.sum()) / (len(before) + len(after))
+    """Return the two-sided p-value of the shares of two yes-or-no columns being one."""
+    return share_p_value(numpy.array([before.sum(), after.sum()]), numpy.array([len(before), len(after)]))
+
+
+def share_p_value(cases: NDArray[Any], rows: NDArray[Any]) -> float:
+    """Return the two-sided p-value of two shares, `cases` of `rows` each, being one: the z-test with the pooled share."""
+    pooled = cases.sum() / rows.sum()
     if pooled in {0.0, 1.0}:
         return 1.0
-    deviation = numpy.sqrt(pooled * (1 - pooled) * (1 / len(before) + 1 / len(after)))
-    return float(2 * stats.norm.sf(abs(before.mean() - after.mean()) / deviation))
+    deviation = numpy.sqrt(pooled * (1 - pooled) * (1 / rows).sum())
+    return float(2 * stats.norm.sf(abs(cases[0] / rows[0] - cases[1] / rows[1]) / deviation))
 
 
 def exactly(found: Pairs, p_values: dict[str, float]) -> dict[str, float]:

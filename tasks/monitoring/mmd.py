@@ -74,22 +74,6 @@ def novelty(reference: Vectors, vectors: Vectors, *, same: bool = False) -> NDAr
     return result
 
 
-def furthest(reference: Vectors, vectors: Vectors, count: int, alike: float = 0.8) -> list[int]:
-    """Return the positions of up to `count` vectors furthest from the reference, no two of them alike.
-
-    Only what is new counts: further away than 95 % of the reference vectors are from their own nearest.
-    """
-    away = novelty(reference, vectors)
-    usual = float(numpy.quantile(novelty(reference, reference, same=True), 0.95)) if len(reference) > 1 else 0.0
-    chosen: list[int] = []
-    for position in numpy.argsort(-away, kind="stable"):
-        if len(chosen) == count or away[position] <= usual:
-            break
-        if not chosen or float((vectors[chosen] @ vectors[position]).max()) < alike:
-            chosen.append(int(position))
-    return chosen
-
-
 def holm(p_values: dict[str, float]) -> dict[str, float]:
     """Return p-values corrected for their number (Holm 1979): the share of false alarms over all tests stays below alpha."""
     adjusted: dict[str, float] = {}

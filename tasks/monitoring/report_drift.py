@@ -9,6 +9,7 @@ example questions, redacted) and `tests.json`, here and to an MLflow run of the 
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy
@@ -159,8 +160,6 @@ def _result(context: StageContext, report: Report | None, asked: golden.Golden, 
 
 
 def _hours(span: dict[str, Any]) -> float:
-    from datetime import datetime
-
     if span["from"] is None:
         return 0.0
     return (datetime.fromisoformat(span["to"]) - datetime.fromisoformat(span["from"])).total_seconds() / 3600

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tasks.monitoring import mmd
+from tasks.monitoring.compare import share_p_value
 from tasks.monitoring.window import Vectors
 
 SAMPLE = 10_000
@@ -71,7 +72,7 @@ def topics(reference: Vectors, current: Vectors) -> Topics:
         for group in _groups(after, numpy.flatnonzero(labels[1] == count))
         if (shares := _appeared(before, after, after[group[0]])) is not None
     ]
-    p_values = {str(topic): _p_value(counts[:, topic], sizes) for topic in range(count)}
+    p_values = {str(topic): share_p_value(counts[:, topic], sizes) for topic in range(count)}
     adjusted = mmd.holm(p_values)
     shares = counts / sizes[:, None]
     for topic in range(count):
@@ -132,7 +133,7 @@ def _appeared(before: Vectors, after: Vectors, leader: Vectors) -> tuple[float, 
     counts = numpy.array([(side @ leader >= ALIKE).sum() for side in (before, after)])
     sizes = numpy.array([len(before), len(after)])
     was, now = (float(share) for share in counts / sizes)
-    new = was <= _HARDLY * now and _p_value(counts, sizes) < ALPHA
+    new = was <= _HARDLY * now and share_p_value(counts, sizes) < ALPHA
     return (was, now) if new else None
 
 
@@ -140,14 +141,6 @@ def _nearest(vectors: Vectors, mask: NDArray[numpy.bool_], centre: Vectors) -> l
     places = numpy.flatnonzero(mask)
     order = numpy.argsort(-(vectors[places] @ centre), kind="stable")[:EXAMPLES]
     return [int(place) for place in places[order]]
-
-
-def _p_value(counts: NDArray[numpy.int64], sizes: NDArray[numpy.int64]) -> float:
-    pooled = counts.sum() / sizes.sum()
-    if pooled in {0.0, 1.0}:
-        return 1.0
-    deviation = numpy.sqrt(pooled * (1 - pooled) * (1 / sizes).sum())
-    return float(2 * stats.norm.sf(abs(counts[0] / sizes[0] - counts[1] / sizes[1]) / deviation))
 
 
 def _mix_p_value(counts: NDArray[numpy.float64]) -> float:

@@ -62,10 +62,9 @@ def test_holm_corrects_step_by_step() -> None:
     assert mmd.holm({}) == {}
 
 
-def test_the_furthest_are_different_from_each_other() -> None:
+def test_novelty_is_the_distance_to_the_nearest() -> None:
     reference = numpy.eye(4, dtype=numpy.float32)[:1]
     vectors = numpy.eye(4, dtype=numpy.float32)[[0, 1, 1, 2, 3, 1]]
-    assert mmd.furthest(reference, vectors, 3) == [1, 3, 4]
     assert mmd.novelty(reference, vectors[:2]).tolist() == [0.0, 1.0]
     assert mmd.novelty(vectors, vectors, same=True).tolist() == [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
 
