@@ -184,7 +184,7 @@ def _bare(settings: Any) -> Callable[[list[int]], list[int]]:
 
     from tasks import models
     from tasks.release.propose import read_prompt
-    from tasks.serving.language_model import fastest_type
+    from tasks.serving.transformers_model import fastest_type
     from tasks.serving.prompt import parse_prompt
     from tasks.storage import Storage
 

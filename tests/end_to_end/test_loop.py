@@ -63,8 +63,10 @@ def test_documents_became_a_checked_index(findings: Findings) -> None:
 def test_a_model_was_trained_and_judged(findings: Findings) -> None:
     stages = findings.references["fine-tuning"]
     assert stages["train"]["counts"]["steps"] > 0
+    assert stages["train"]["metrics"]["loss_end"] < stages["train"]["metrics"]["loss_start"]
     assert stages["evaluate"]["facts"]["output_changed"] is True
-    assert stages["gate"]["facts"]["verdict"] in {"promote", "hold", "review"}
+    assert stages["evaluate"]["metrics"]["difference_high"] < 0
+    assert stages["gate"]["facts"]["verdict"] == "promote"
 
 
 def test_the_release_answers_with_its_documents(findings: Findings) -> None:

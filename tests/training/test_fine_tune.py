@@ -1,7 +1,6 @@
 """The stages of a fine-tune for real: DeepSpeed with two ranks, S3, MLflow, Postgres."""
 
 import math
-import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from tasks.training.adapters import files_of
 from tests.training.bench import TINY, Bench, copy_dataset, validate_new, wait_for_rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-STAGES = ("build_dataset", "validate_dataset", "plan_training", "train", "evaluate", "gate")
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +37,28 @@ def kept(bench: Bench, run: str) -> list[str]:
     return found
 
 
-def test_the_real_model_learns_and_the_same_inputs_train_nothing(bench: Bench) -> None:
-    run, again = bench.new_run(), bench.new_run()
-    results = {}
-    for stage in STAGES:
-        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "plan_training", "train"} else {}
-        results[stage] = bench.run(stage, run, **options)
-    train = results["train"]
-    assert train["counts"]["steps"] == 3
-    assert train["facts"]["ranks"] == 2
-    assert train["metrics"]["loss_end"] < train["metrics"]["loss_start"]
-    assert results["evaluate"]["metrics"]["difference_high"] < 0
-    assert results["evaluate"]["facts"]["output_changed"] is True
-    assert results["gate"]["facts"]["verdict"] == "promote"
-    assert digest_of(files_of(bench.manifest(run, "train").outputs)) == train["facts"]["adapter_sha256"]
+def test_what_was_trained_is_recorded_and_the_same_inputs_train_nothing(bench: Bench, trained: str, tiny: str) -> None:
+    """The real model goes the same way in tests/end_to_end."""
+    train, evaluate = bench.manifest(trained, "train"), bench.manifest(trained, "evaluate")
+    assert train.counts["steps"] == 3
+    assert train.facts["ranks"] == 2
+    assert train.metrics["loss_end"] < train.metrics["loss_start"]
+    assert evaluate.metrics["difference_high"] < 0
+    assert evaluate.facts["output_changed"] is True
+    assert bench.run("gate", trained)["facts"]["verdict"] == "promote"
+    assert digest_of(files_of(train.outputs)) == train.facts["adapter_sha256"]
 
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=bench.mlflow)
-    history = client.get_metric_history(train["facts"]["mlflow_run_id"], "loss")
+    history = client.get_metric_history(train.facts["mlflow_run_id"], "loss")
     assert [point.step for point in history] == [1, 2, 3]
-    assert client.get_run(train["facts"]["mlflow_run_id"]).info.status == "FINISHED"
+    assert client.get_run(train.facts["mlflow_run_id"]).info.status == "FINISHED"
 
-    for stage in STAGES[:4]:
-        options = {"recipe": "smoke_cpu"} if stage in {"build_dataset", "plan_training", "train"} else {}
-        second = bench.run(stage, again, **options)
+    second = bench.train(copy_dataset(bench, trained), recipe=TINY, base_model=tiny)
     assert second["counts"]["steps"] == 0
     assert second["facts"]["reused"] is True
-    assert second["facts"]["adapter_sha256"] == train["facts"]["adapter_sha256"]
+    assert second["facts"]["adapter_sha256"] == train.facts["adapter_sha256"]
 
 
 def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) -> None:
@@ -79,25 +71,6 @@ def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) ->
     assert "SIGKILL" in log
     assert bench.storage.read_manifest(f"{validated}/train/manifest.json") is None
     assert kept(bench, validated) == []
-
-
-def test_after_sigterm_it_goes_on_from_its_checkpoint(bench: Bench, validated: str, tiny: str) -> None:
-    bench.plan(validated, recipe=TINY, base_model=tiny)
-    process = bench.start("train", validated, recipe=TINY, base_model=tiny)
-    wait_for_rank(process, 1)
-    process.send_signal(signal.SIGTERM)
-    _out, log = process.communicate()
-    assert process.returncode == 75, log[-3000:]
-    assert "Preempted" in log
-    assert "after step 1" in log
-    process = bench.start("train", validated, recipe=TINY, base_model=tiny)
-    _out, log = process.communicate()
-    assert process.returncode == 0, log[-3000:]
-    assert "going on from step 1" in log
-    manifest = bench.manifest(validated, "train")
-    curve = list(bench.storage.get_rows(manifest.outputs["loss_curve"]))
-    assert [row["step"] for row in curve] == [1, 2, 3]
-    assert manifest.counts["steps"] == 3
 
 
 def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str) -> None:
