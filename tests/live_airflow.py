@@ -95,6 +95,8 @@ def environment(folder: Path, dags: Path, values: Mapping[str, str]) -> dict[str
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         "AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__API__PORT": str(port), "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API_AUTH__JWT_SECRET": "for this test only " * 4, "AIRFLOW__API__SECRET_KEY": "for this test only",
+        # The files do not change while a test runs: to parse them every half minute only takes its processors.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1", "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "PYTHONPATH": str(REPOSITORY),
     } | dict(values)  # fmt: skip

@@ -73,7 +73,7 @@ def cluster(stack: Any, within_reach: None) -> Iterator[Any]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it must not stand beside the Airflow of the whole loop: there are two processors
 def airflow(cluster: Any, stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """Airflow with MILLRACE_LAUNCHER=kubernetes; its DAGs are those of live/ and the product's fine_tune."""
     from tasks.database import migrate
