@@ -50,11 +50,17 @@ class Frozen:
     outputs: dict[str, Artifact] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def leave_out(self, reason: str) -> None:
+        """Take all sets back: nothing of them was measured."""
+        self.left_out.update((name, reason) for name in self.digests())
+        self.outputs.clear()
+
     def digests(self) -> dict[str, dict[str, Any]]:
         """Return digest and number of rows of each set, as the manifest tells them."""
         return {
             name.removeprefix("sets/"): {"sha256": artifact.sha256, "rows": artifact.rows}
             for name, artifact in self.outputs.items()
+            if name.startswith("sets/")
         }
 
 
