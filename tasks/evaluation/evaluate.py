@@ -121,12 +121,15 @@ def run(context: StageContext, options: Options) -> StageResult:
 
 
 def ask(context: StageContext, recipe: Recipe, version: Version | None) -> Asked:
-    """Freeze the sets, look up the golden questions, and write what was found. Raises DataError, ReleaseError."""
+    """Freeze the sets, look up the golden questions, and write what was found. Raises DataError, ReleaseError.
+
+    The index that serves is named only where it was searched.
+    """
     prompt = parse_prompt(read_prompt(context.settings), context.settings.prompt)
     frozen = freeze(context.settings, context.storage, context.folder, recipe.evaluation, indexed=version is not None)
     judge = endpoint(context.settings)
     if version is None or "golden" in frozen.left_out:
-        return Asked(frozen, prompt, version, None, frozen.questions, judge)
+        return Asked(frozen, prompt, None, None, frozen.questions, judge)
     cache = EmbeddingCache(settings_of(context.settings, DEFAULT), version.embedder)
     questions = with_hits(cache, version, frozen.questions, prompt.front.documents)
     frozen.outputs["hits"] = context.storage.put_rows(f"{context.folder}/sets/hits.jsonl", hit_rows(questions))
