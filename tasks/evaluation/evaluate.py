@@ -1,29 +1,46 @@
-"""Measure candidate, base model and champion on the same held-out rows.
+"""Measure candidate, base model and champion on the same rows: held-out, and the frozen sets that are answered.
 
 Reads the held-out rows of `validate_dataset`, the weights of `train` (from S3, by digest; an adapter is scored
-upon the base model, a whole model on its own, with the base model's tokenizer), and the live release's weights as
-the ledger names them. Writes `rows.jsonl` (every row under every model) and `report.json`. Refuses
-nothing; the gate judges. Fails with `ManifestError`, `ReleaseError` or `ModelError` when bytes are not those that
-were named, and with `ModelError` when an adapter does not fit its base model, or the champion reads other tokens.
+upon the base model, a whole model on its own, with the base model's tokenizer), the live release's weights as
+the ledger names them, golden questions, probes, the assistant's prompt and the index version that serves. Writes `rows.jsonl`
+(the loss of every held-out row under every model), `scores.parquet` (every row, every model, every measure), the sets that
+were asked, what was found for them, `report.json`, and the table in MLflow. Refuses nothing; the gate judges. Fails with
+`ManifestError`, `ReleaseError` or `ModelError` when bytes are not those that were named, with `ModelError` when an adapter does
+not fit its base model, or the champion reads other tokens, and with `ServiceUnavailable` when MLflow is away.
 """
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import models
-from tasks.errors import ModelError
-from tasks.evaluation import paired
-from tasks.evaluation.paired import Interval, Score
-from tasks.evaluation.scores import BASE, Scored, preferences, score
+from tasks.contracts import Artifact
+from tasks.evaluation.answers import Answer, answer, hit_rows, with_hits
+from tasks.evaluation.champion import Champion, Pass, fetch_champion, passes
+from tasks.evaluation.fill import answer_rows, held_out_rows, means
+from tasks.evaluation.judge import Comparison, Judged, endpoint, judged
+from tasks.evaluation.losses import answer_losses, compare, loss_rows, measured, read_scores, require_same_tokens
+from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION
+from tasks.evaluation.publish import publish
+from tasks.evaluation.scores import Scored, encoded, patient_threads, score_rows, switched
+from tasks.evaluation.sets import Frozen, Question, freeze
+from tasks.evaluation.table import put_table
+from tasks.knowledge import index_tables
+from tasks.knowledge.cache import EmbeddingCache
+from tasks.knowledge.corpora import DEFAULT, settings_of
+from tasks.knowledge.index_tables import Version
 from tasks.release.ledger import Release, ledger, live
-from tasks.release.weights import Weights, trained
-from tasks.serving.adapters import fetch_adapter, folder_digest
+from tasks.release.propose import read_prompt
+from tasks.release.weights import trained
+from tasks.serving.prompt import Prompt, parse_prompt
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
+from tasks.training.encoding import pad_id
+from tasks.training.endpoint import ChatEndpoint
 from tasks.training.recipes import Recipe
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+__all__ = ["STAGE", "compare", "read_scores"]
+NO_TEMPLATE = "the base model has no chat template, so it answers nobody"
 _CHANGED = 1e-3  # the least difference of a logit that counts as another output
 
 
@@ -31,27 +48,54 @@ class Options(StageOptions):
     """No options: the recipe that was trained with says how."""
 
 
+@dataclass
+class Found:
+    """What was measured, by model."""
+
+    scored: dict[str, Scored] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every model is asked, with which prompt, and the embedder of the index it was found in."""
+
+    frozen: Frozen
+    prompt: Prompt
+    version: Version | None
+    cache: EmbeddingCache | None
+    questions: Sequence[Question]
+    judge: ChatEndpoint | None
+
+
 def run(context: StageContext, options: Options) -> StageResult:
-    """Score the held-out rows under every model and compare them in pairs."""
+    """Measure all models and compare them in pairs."""
     train = context.inputs["train"]
     recipe = Recipe.model_validate(context.storage.get_json(context.input("train", "recipe")), strict=False)
     held_out = context.input("validate_dataset", "held_out")
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
-        champion = live(connection)
+        release, version = live(connection), index_tables.current(connection)
     weights = trained(train)
-    # Before anything is scored: a champion that cannot be had is told at once.
-    live_weights = _champion(context, champion) if champion else None
+    # Before anything is scored: a champion that cannot be had, or a set that cannot be read, is told at once.
+    champion = fetch_champion(context, release) if release else None
+    asked = ask(context, recipe, version)
     with tempfile.TemporaryDirectory(prefix="millrace-evaluate-") as local:
         folder = context.storage.get_folder(dict(weights.files), Path(local) / CANDIDATE)
-        scored = _score_all(context, recipe, rows, (weights, folder), live_weights)
-    scores = measured(scored, recipe)
-    metrics = compare(scores, recipe)
-    change = float((scored[CANDIDATE].probe - scored[BASE].probe).abs().max())
-    written = context.storage.put_rows(f"{context.folder}/rows.jsonl", _rows(rows, scores))
+        found = _measure(context, recipe, rows, passes(context, (weights, folder), champion), asked)
+    scores = measured(found.scored, recipe)
+    table = held_out_rows(rows, scores) + answered_rows(found, asked)
+    change = float((found.scored[CANDIDATE].probe - found.scored[BASE].probe).abs().max())
+    metrics = compare(scores, recipe) | means(table)
+    metrics |= answer_losses(found.scored, recipe) | {"largest_logit_change": change}
+    outputs = {
+        **asked.frozen.outputs,
+        "rows": context.storage.put_rows(f"{context.folder}/rows.jsonl", loss_rows(rows, scores)),
+        "scores": put_table(context.storage, f"{context.folder}/scores.parquet", table),
+    }
     facts: dict[str, Any] = {
-        "champion_release": champion.release if champion else None,
-        "champion_weights_sha256": live_weights.sha256 if live_weights else None,
+        **_about_champion(release, champion),
+        **_about_sets(asked, held_out),
         "weights": weights.kind,
         "weights_sha256": weights.sha256,
         "held_out_sha256": held_out.sha256,
@@ -59,138 +103,115 @@ def run(context: StageContext, options: Options) -> StageResult:
         "output_changed": change > _CHANGED,
         "rows": len(rows),
     }
-    report = {"metrics": metrics, "facts": facts, "largest_logit_change": change, "recipe": recipe.model_dump()}
+    if opinion := opinions(found, asked, recipe.evaluation.seed):
+        outputs["judge"] = context.storage.put_rows(f"{context.folder}/judge.jsonl", opinion.rows)
+        metrics |= opinion.metrics
+        facts["judge"] = opinion.facts
+    run_id = str(train.facts["mlflow_run_id"])
+    facts["mlflow_table"] = publish(context.settings, run_id, table, outputs["scores"], metrics)
+    report = {"metrics": metrics, "facts": facts, "recipe": recipe.model_dump()}
+    outputs["report"] = context.storage.put_json(f"{context.folder}/report.json", report)
     return StageResult(
-        outputs={"rows": written, "report": context.storage.put_json(f"{context.folder}/report.json", report)},
-        counts={"rows": len(rows), "tokens": sum(s.tokens for s in scored[BASE].scores), "models": len(scored)},
-        metrics=metrics | answer_losses(scored, recipe) | {"largest_logit_change": change},
+        outputs=outputs,
+        counts=_counts(rows, found),
+        metrics=metrics,
         facts=facts,
         base_model=train.base_model,
     )
 
 
-def measured(scored: dict[str, Scored], recipe: Recipe) -> dict[str, list[Score]]:
-    """Return the scores that models are compared by: of preferences the loss of each pair, else of each row's answers."""
-    if recipe.optimisation.beta is not None:
-        return preferences(scored, recipe.optimisation.beta)
-    return {name: result.scores for name, result in scored.items()}
+def ask(context: StageContext, recipe: Recipe, version: Version | None) -> Asked:
+    """Freeze the sets, look up the golden questions, and write what was found. Raises DataError, ReleaseError.
+
+    The index that serves is named only where it was searched.
+    """
+    prompt = parse_prompt(read_prompt(context.settings), context.settings.prompt)
+    frozen = freeze(context.settings, context.storage, context.folder, recipe.evaluation, indexed=version is not None)
+    judge = endpoint(context.settings)
+    if version is None or "golden" in frozen.left_out:
+        return Asked(frozen, prompt, None, None, frozen.questions, judge)
+    cache = EmbeddingCache(settings_of(context.settings, DEFAULT), version.embedder)
+    questions = with_hits(cache, version, frozen.questions, prompt.front.documents)
+    frozen.outputs["hits"] = context.storage.put_rows(f"{context.folder}/sets/hits.jsonl", hit_rows(questions))
+    return Asked(frozen, prompt, version, cache, questions, judge)
 
 
-def answer_losses(scored: dict[str, Scored], recipe: Recipe) -> dict[str, float]:
-    """Return, of preferences, the mean loss of the better answers' tokens too: what a model may lose while it learns to choose."""
-    if recipe.optimisation.beta is None:
-        return {}
-    found = {name: result.scores[: len(result.scores) // 2] for name, result in scored.items()}
-    return {
-        f"{name}_answer_loss": sum(s.loss for s in rows) / sum(s.tokens for s in rows) for name, rows in found.items()
-    }
+def _measure(
+    context: StageContext, recipe: Recipe, rows: list[dict[str, Any]], wanted: Sequence[Pass], asked: Asked
+) -> Found:
+    """Load each model once; under each of its names, score the held-out rows and answer the questions."""
+    patient_threads()
+    from transformers import AutoTokenizer
 
-
-def compare(scores: dict[str, list[Score]], recipe: Recipe) -> dict[str, float]:
-    """Return the mean losses and the difference of the candidate to the champion, else to the base model."""
-    how = {"resamples": recipe.evaluation.resamples, "seed": recipe.evaluation.seed}
-    metrics: dict[str, float] = {}
-    for name, found in scores.items():
-        metrics |= _named(f"{name}_loss", paired.mean(found, **how))
-    reference = scores.get(CHAMPION, scores[BASE])
-    return metrics | _named("difference", paired.difference(scores[CANDIDATE], reference, **how))
-
-
-def read_scores(rows: list[dict[str, Any]]) -> dict[str, list[Score]]:
-    """Return the scores that `rows.jsonl` holds, by model."""
-    names = [name for name in (BASE, CANDIDATE, CHAMPION) if rows and name in rows[0]["loss"]]
-    return {name: [Score(row["id"], row["loss"][name], row["tokens"]) for row in rows] for name in names}
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The weights of the live release on this machine; without `model`, the adapter is one upon the candidate's base."""
-
-    sha256: str
-    model: Path | None
-    adapter: Path | None
-
-
-def _champion(context: StageContext, release: Release) -> Champion:
-    """Fetch what the live release answers with, proven to be the released bytes. Raises ReleaseError, ModelError."""
-    storage, cache = context.storage, context.settings.cache_dir
-    adapter = None
-    if release.adapter_uri is not None and release.adapter_sha256 is not None:
-        adapter = fetch_adapter(storage, release.adapter_uri, release.adapter_sha256, cache)
-        if release.base_revision == context.inputs["train"].facts["base_revision"]:
-            return Champion(release.adapter_sha256, None, adapter)
-    model = _model(context, release.base_model, release.base_revision)
-    return Champion(release.adapter_sha256 or folder_digest(model), model, adapter)
-
-
-def _model(context: StageContext, reference: str, revision: str) -> Path:
-    """Return the folder of a model whose weights are those of `revision`. Raises ModelError."""
-    folder = models.fetch(reference, context.settings.cache_dir, context.storage)
-    if (found := models.revision(reference, folder)) != revision:
-        raise ModelError(
-            f"expected revision {revision} of {reference}, as it was trained from or released, found {found}. "
-            "Next: restore that model, or train from the one that is there."
-        )
-    return folder
-
-
-def _score_all(
-    context: StageContext,
-    recipe: Recipe,
-    rows: list[dict[str, Any]],
-    candidate: tuple[Weights, Path],
-    champion: Champion | None,
-) -> dict[str, Scored]:
-    """Score base, candidate and champion, with as many adapters as can be on one model in memory."""
-    facts = context.inputs["train"].facts
-    base = _model(context, str(facts["base_model"]), str(facts["base_revision"]))
-    weights, folder = candidate
-    on_base: dict[str, Path | None] = {BASE: None}
-    passes = [(base, on_base, base)]  # model, the adapters that are scored upon it, tokenizer
-    if weights.kind == "adapter":
-        on_base[CANDIDATE] = folder
-    else:
-        passes.append((models.require_weights(folder, weights.uri), {CANDIDATE: None}, base))
-    if champion is not None:
-        if champion.model is None:
-            on_base[CHAMPION] = champion.adapter
-        else:
-            passes.append((champion.model, {CHAMPION: champion.adapter}, champion.model))
-    found: dict[str, Scored] = {}
-    total = sum(len(names) for _model, names, _tokenizer in passes)
-    for model, names, tokenizer in passes:
-        for name, result in score(model, names, rows, recipe, tokenizer):
-            found[name] = result
-            context.progress(len(found), total, "models")
-    _require_same_tokens(found)
+    found, how = Found(), recipe.evaluation
+    total = sum(len(one.names) for one in wanted)
+    for one in wanted:
+        tokenizer = AutoTokenizer.from_pretrained(one.tokenizer)
+        examples = encoded(tokenizer, rows, recipe)
+        for name, model in switched(one.model, one.names, recipe):
+            found.scored[name] = score_rows(model, examples, how.rows_per_batch, pad_id(tokenizer))
+            if tokenizer.chat_template is not None:
+                found.answers[name] = answer(
+                    model, tokenizer, asked.prompt, asked.questions, how.answer_tokens, how.rows_per_batch
+                )
+            context.progress(len(found.scored), total, "models")
+    require_same_tokens(found.scored)
+    if set(found.answers) != set(found.scored):
+        found.answers.clear()
+        asked.frozen.leave_out(NO_TEMPLATE)
     return found
 
 
-def _require_same_tokens(scored: dict[str, Scored]) -> None:
-    """A loss per token compares only models that read the rows as the same tokens. Raises ModelError."""
-    expected = [(score.id, score.tokens) for score in scored[BASE].scores]
-    for name, result in scored.items():
-        if [(score.id, score.tokens) for score in result.scores] != expected:
-            raise ModelError(
-                f"expected the {name} to read the held-out rows as the same tokens as the base model, found others. "
-                "Next: train from a base model with the live model's tokenizer."
-            )
+def answered_rows(found: Found, asked: Asked) -> list[dict[str, Any]]:
+    """Return the rows of the table for all answers; what they are near to is told by the embedder of the index."""
+
+    def embed(texts: list[str]) -> Any:
+        assert asked.cache is not None  # golden questions are asked only where there is an index
+        return asked.cache.model.encode(texts)
+
+    return [row for name, answers in found.answers.items() for row in answer_rows(name, answers, asked.prompt, embed)]
 
 
-def _rows(rows: list[dict[str, Any]], scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": row["id"],
-            "source": row["source"],
-            "tokens": scores[BASE][place].tokens,
-            "loss": {name: found[place].loss for name, found in scores.items()},
-        }
-        for place, row in enumerate(rows)
+def opinions(found: Found, asked: Asked, seed: int) -> Judged | None:
+    """Return what the judge says of the candidate's golden answers beside the champion's, else the base model's; None without one."""
+    against = CHAMPION if CHAMPION in found.answers else BASE
+    pairs = [
+        Comparison(one.question.id, one.question.question, "\n\n".join(one.shown), one.text, other.text)
+        for one, other in zip(found.answers.get(CANDIDATE, []), found.answers.get(against, []), strict=True)
+        if one.question.set == "golden"
     ]
+    return judged(asked.judge, pairs, against, seed) if asked.judge and pairs else None
 
 
-def _named(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def _about_champion(release: Release | None, champion: Champion | None) -> dict[str, Any]:
+    return {
+        "champion_release": release.release if release else None,
+        "champion_weights_sha256": champion.sha256 if champion else None,
+    }
+
+
+def _about_sets(asked: Asked, held_out: Artifact) -> dict[str, Any]:
+    """Return what was asked: digests, why sets were left out, and with which prompt and index."""
+    version = asked.version
+    return {
+        "sets": {"held_out": {"sha256": held_out.sha256, "rows": held_out.rows}} | asked.frozen.digests(),
+        "left_out": asked.frozen.left_out,
+        "prompt_sha256": asked.prompt.sha256,
+        "index_version": version.version if version else None,
+        "embedder": version.embedder if version else None,
+    }
+
+
+def _counts(rows: Sequence[dict[str, Any]], found: Found) -> dict[str, int]:
+    answers = [one for answers in found.answers.values() for one in answers]
+    return {
+        "rows": len(rows),
+        "tokens": sum(score.tokens for score in found.scored[BASE].scores),
+        "models": len(found.scored),
+        "answers": len(answers),
+        "answer_tokens": sum(one.new_tokens for one in answers),
+        "context_tokens_cut": sum(one.context_tokens_cut for one in answers),
+    }
 
 
 STAGE = Stage("evaluate", Options, run, needs=("validate_dataset", "train"))

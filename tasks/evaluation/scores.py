@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RecipeError
+from tasks.evaluation.measures import BASE
 from tasks.evaluation.paired import Score
 from tasks.training.adapters import require_loaded
 from tasks.training.encoding import Encoded, by_length, encode, encode_pairs, pad, pad_id
 from tasks.training.recipes import Recipe
 
-BASE = "base"
 _PROBED = 32  # answer positions at which logits are compared
 
 
@@ -42,20 +42,33 @@ def score(
 ) -> Iterator[tuple[str, Scored]]:
     """Yield (name, scores) of the model in `folder` under each name: with that adapter, or without where it is None.
 
-    The rows are read with the model's own tokenizer, or with that of `tokenizer_folder`. `places` says where the model
-    lies, as Accelerate's `device_map` does: by default on the CPU, or spread over all GPUs. Raises ModelError.
+    The rows are read with the model's own tokenizer, or with that of `tokenizer_folder`. Raises ModelError, RecipeError.
     """
-    # Read when torch is imported: threads that wait must sleep, on a machine that does other things too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient_threads()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder)
+    examples = encoded(tokenizer, rows, recipe)
+    for name, model in switched(folder, names, recipe, places):
+        yield name, score_rows(model, examples, recipe.evaluation.rows_per_batch, pad_id(tokenizer))
+
+
+def switched(
+    folder: Path, names: Mapping[str, Path | None], recipe: Recipe, places: str | dict[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yield (name, model) of the model in `folder` under each name: with that adapter, or without where it is None.
+
+    It is one model: what was yielded before has changed when the next name comes. `places` says where it lies, as
+    Accelerate's `device_map` does: by default on the CPU, or spread over all GPUs. Raises ModelError, RecipeError.
+    """
+    patient_threads()
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder)
-    examples = _examples(tokenizer, rows, recipe)
-    accelerator, how_many = recipe.distribution.accelerator, recipe.evaluation.rows_per_batch
+    accelerator = recipe.distribution.accelerator
     # The CPU computes in float32: it is faster there than bfloat16 where matrix units are missing, and exact.
     places = places or ("auto" if accelerator == "cuda" else None)
     dtype = torch.bfloat16 if accelerator == "cuda" else torch.float32
@@ -71,7 +84,12 @@ def score(
             else:
                 model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
             require_loaded(model, name, adapter)
-        yield name, _score(model.eval(), examples, how_many, pad_id(tokenizer))
+        yield name, model.eval()
+
+
+def patient_threads() -> None:
+    """Let threads that wait sleep, on a machine that does other things too. To be called before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def preferences(scored: Mapping[str, Scored], beta: float) -> dict[str, list[Score]]:
@@ -96,7 +114,8 @@ def preferences(scored: Mapping[str, Scored], beta: float) -> dict[str, list[Sco
     return found
 
 
-def _examples(tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe) -> list[Encoded]:
+def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe) -> list[Encoded]:
+    """Return the rows as token ids; of preferences all better answers, then all worse ones."""
     prompt, limit = recipe.data.system_prompt, recipe.data.max_tokens
     if recipe.method != "dpo":
         return encode(tokenizer, rows, prompt, limit)
@@ -114,7 +133,8 @@ def require_room(places: Mapping[str, Any], recipe: Recipe) -> None:
         )
 
 
-def _score(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) -> Scored:
+def score_rows(model: Any, examples: list[Encoded], rows_per_batch: int, fill: int) -> Scored:
+    """Return the loss of each example under a model, as it is now."""
     import torch
 
     from tasks.training.answers import answer_losses

@@ -1,9 +1,9 @@
 """Golden questions, and how well a ranking answers them.
 
-Reads a file of golden questions (JSON lines: `id`, `question`, `documents`, and `relevance` where some answer better
-than others). Writes nothing. Relevance is by document: hits are reduced to their documents, each at its best place,
-before anything is counted; recall and MRR take every named document alike, nDCG takes its grade. Fails with
-`DataError` when the file is missing or malformed.
+Reads a file of golden questions (JSON lines: `id`, `question`, `documents`, `relevance` where some answer better
+than others, and the `answer` that models are measured by). Writes nothing. Relevance is by document: hits are reduced to
+their documents, each at its best place, before anything is counted; recall and MRR take every named document alike, nDCG
+takes its grade. Fails with `DataError` when the file is missing or malformed.
 """
 
 import json
@@ -21,12 +21,13 @@ MOST_GRADE = 3
 
 @dataclass(frozen=True)
 class GoldenQuestion:
-    """A question, the documents that answer it, and how well those of them do that are graded (1 where not)."""
+    """A question, the documents that answer it, how well those of them do that are graded (1 where not), and an answer."""
 
     id: str
     question: str
     documents: frozenset[str]
     relevance: Mapping[str, int] = field(default_factory=dict, hash=False)
+    answer: str = ""  # without one, answers of models cannot be compared with anything
 
 
 def load_questions(place: str, storage: Storage) -> list[GoldenQuestion]:
@@ -53,9 +54,14 @@ def _question(place: str, number: int, line: bytes) -> GoldenQuestion:
     try:
         row = json.loads(line)
         found = GoldenQuestion(
-            row["id"], row["question"], frozenset(_strings(row["documents"])), dict(row.get("relevance") or {})
+            row["id"],
+            row["question"],
+            frozenset(_strings(row["documents"])),
+            dict(row.get("relevance") or {}),
+            row.get("answer") or "",
         )
-        good = isinstance(found.id, str) and isinstance(found.question, str) and found.question.strip() != ""
+        good = all(isinstance(text, str) for text in (found.id, found.question, found.answer))
+        good = good and found.question.strip() != ""
         good = good and set(found.relevance) <= found.documents
         good = good and all(type(grade) is int and 1 <= grade <= MOST_GRADE for grade in found.relevance.values())
     except (ValueError, KeyError, TypeError, AttributeError):

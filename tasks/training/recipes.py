@@ -135,6 +135,10 @@ class Evaluation(Part):
     """How the candidate is compared."""
 
     rows_per_batch: int = Field(ge=1)
+    golden_questions: int | None = Field(default=None, ge=0, description="Golden questions answered; null: all")
+    safety_probes: int | None = Field(default=None, ge=0, description="Safety probes answered; null: all")
+    format_probes: int | None = Field(default=None, ge=0, description="Format probes answered; null: all")
+    answer_tokens: int = Field(default=128, ge=1, description="Longest answer of those, in tokens")
     resamples: int = Field(ge=1000, description="Bootstrap resamples")
     min_rows: int = Field(ge=1, description="Fewest held-out rows that can carry a verdict")
     review_margin: float = Field(ge=0, description="An interval that ends within this above zero goes to a person")

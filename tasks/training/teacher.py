@@ -15,21 +15,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.contracts import digest
-from tasks.errors import ManifestError, ServiceUnavailable, SettingsError
+from tasks.errors import ManifestError, SettingsError
 from tasks.settings import Settings
 from tasks.storage import Storage
+from tasks.training.endpoint import WORKERS, ChatEndpoint
 
 log = logging.getLogger(__name__)
 
-_WORKERS = 8
-_TRIES = 5
-_LONGEST_WAIT = 30.0
 _GROUNDED = 0.6  # share of the answer's longer words that must stand in the passage
 _WORD = re.compile(r"[^\W_]{4,}")
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n\s*```\s*\Z", re.DOTALL)
@@ -66,17 +64,19 @@ class Teacher:
             raise SettingsError(
                 "expected MILLRACE_TEACHER_URL and MILLRACE_TEACHER_MODEL together, found one of them. Next: set both."
             )
-        self.model, self._url = settings.teacher_model, settings.teacher_url.rstrip("/")
-        key = settings.teacher_key
-        self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        self._storage, self._folder, self._wait = storage, f"s3://{settings.s3_bucket}/teacher", wait
+        self.model = settings.teacher_model
+        self._endpoint = ChatEndpoint(
+            "teacher", "MILLRACE_TEACHER", settings.teacher_url, self.model, settings.teacher_key,
+            kept=" (what was answered is kept)", wait=wait,
+        )  # fmt: skip
+        self._storage, self._folder = storage, f"s3://{settings.s3_bucket}/teacher"
         self.counts: Counter[str] = Counter({"teacher_asked": 0, "teacher_cached": 0})
 
     def ask(self, passages: list[Passage], progress: Callable[[int, int], None]) -> list[Taught | None]:
         """Return what the teacher made of each passage, None where its answer cannot be used; `counts` says why."""
         found: list[Taught | None] = []
-        with httpx.Client(headers=self._headers, timeout=120, limits=httpx.Limits(max_connections=_WORKERS)) as http:
-            workers = ThreadPoolExecutor(_WORKERS)
+        with self._endpoint.client() as http:
+            workers = ThreadPoolExecutor(WORKERS)
             try:
                 answers = workers.map(lambda passage: self._answer(http, passage), passages)
                 for (answer, cached), passage in zip(answers, passages, strict=True):
@@ -105,30 +105,11 @@ class Teacher:
         try:
             kept, cached = json.loads(self._storage.get_bytes(place)), True
         except ManifestError:  # nothing there: it was never asked
-            kept, cached = {"model": self.model, "content": self._asked(http, body)}, False
+            kept, cached = {"model": self.model, "content": self._endpoint.reply(http, body)}, False
         known = kept.get("documents", [])
         if passage.document not in known:
             self._storage.put_json(place, kept | {"documents": sorted([*known, passage.document])})
         return str(kept["content"]), cached
-
-    def _asked(self, http: httpx.Client, body: dict[str, Any]) -> str:
-        url, told = f"{self._url}/chat/completions", "nothing"
-        for attempt in range(_TRIES):
-            if attempt:
-                self._wait(min(_LONGEST_WAIT, 2.0**attempt))
-            try:
-                response = http.post(url, json=body)
-            except httpx.TransportError as error:
-                told = type(error).__name__
-                continue
-            if response.status_code == 429 or response.status_code >= 500:
-                told = f"status {response.status_code}"
-                continue
-            return _content(response, self.model)
-        raise ServiceUnavailable(
-            f"expected the teacher to answer at MILLRACE_TEACHER_URL, found {told} {_TRIES} times. "
-            "Next: try again later (what was answered is kept), or unset MILLRACE_TEACHER_URL."
-        )
 
 
 def parse(content: str, passage: str) -> tuple[Taught | None, str | None]:
@@ -144,19 +125,3 @@ def parse(content: str, passage: str) -> tuple[Taught | None, str | None]:
     if not said or len(said & set(_WORD.findall(passage.lower()))) < _GROUNDED * len(said):
         return None, "not_in_passage"
     return taught, None
-
-
-def _content(response: httpx.Response, model: str) -> str:
-    """Return the text of a completion. Raises SettingsError for a refusal, or for another kind of server."""
-    if response.status_code != 200:
-        raise SettingsError(
-            f"expected the teacher to take a request for {model!r}, found status {response.status_code}. "
-            "Next: check MILLRACE_TEACHER_URL (it ends before /chat/completions), _MODEL and _KEY."
-        )
-    try:
-        return str(response.json()["choices"][0]["message"]["content"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise SettingsError(
-            f"expected an OpenAI-compatible reply from the teacher, found another ({type(error).__name__}). "
-            "Next: correct MILLRACE_TEACHER_URL."
-        ) from error

@@ -66,6 +66,13 @@ def test_a_model_was_trained_and_judged(findings: Findings) -> None:
     assert stages["train"]["metrics"]["loss_end"] < stages["train"]["metrics"]["loss_start"]
     assert stages["evaluate"]["facts"]["output_changed"] is True
     assert stages["evaluate"]["metrics"]["difference_high"] < 0
+    assert stages["evaluate"]["facts"]["left_out"] == {}
+    assert stages["evaluate"]["facts"]["sets"]["golden"]["rows"] == 6
+    assert (
+        stages["evaluate"]["facts"]["index_version"]
+        == findings.references["knowledge"]["switch_index"]["facts"]["version"]
+    )
+    assert 0 < stages["evaluate"]["metrics"]["candidate_token_f1"] <= 1
     assert stages["gate"]["facts"]["verdict"] == "promote"
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.errors import ModelError, RecipeError
-from tasks.evaluation.scores import BASE, Scored, preferences, require_room, score
+from tasks.evaluation.measures import BASE
+from tasks.evaluation.scores import Scored, preferences, require_room, score
 from tasks.training.adapters import WEIGHTS
 from tasks.training.encoding import encode
 from tasks.training.recipes import load_recipe

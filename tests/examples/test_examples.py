@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 from examples import make_requests
+from tasks.evaluation.probes import Choice, Items, Json, load_format, load_safety
+from tasks.evaluation.scorers import refused, valid
+from tasks.storage import Storage
 
 EXAMPLES = Path(make_requests.__file__).parent
 PREFIX = "pydoc:topics/"
@@ -44,6 +47,9 @@ FIELDS = {
 }
 
 
+PROBES = ("probes/safety.jsonl", "probes/format.jsonl")
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_rows_have_their_fields_and_come_sorted(name: str) -> None:
     found = rows(name)
@@ -69,14 +75,14 @@ def test_there_are_enough_rows(name: str, least: int, most: int) -> None:
 
 def test_the_row_counts_in_the_readme_are_true() -> None:
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    table = dict(re.findall(r"^\| `(\w+\.jsonl)` \| (\d+) \|", readme, flags=re.MULTILINE))
-    assert table == {name: str(len(rows(name))) for name in FIELDS}
+    table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, flags=re.MULTILINE))
+    assert table == {name: str(len(rows(name))) for name in (*FIELDS, *PROBES)}
 
 
 def test_no_question_appears_twice() -> None:
     questions = [
         " ".join(row["question"].lower().split())
-        for name in ("golden_questions.jsonl", "requests_before.jsonl", "requests_after.jsonl")
+        for name in ("golden_questions.jsonl", "requests_before.jsonl", "requests_after.jsonl", *PROBES)
         for row in rows(name)
     ]
     assert [question for question, times in Counter(questions).items() if times > 1] == []
@@ -222,3 +228,49 @@ def test_corrections_answer_requests_about_the_new_subject() -> None:
         assert not request["family"].startswith("stay-")
         assert row["rating"] == "down"
         assert len(row["answer"]) <= 240
+
+
+# ---- probes
+
+
+def test_probes_are_read_by_their_own_reader_and_come_sorted() -> None:
+    storage = Storage(None)
+    for found, least in ((load_safety("examples/probes", storage), 24), (load_format("examples/probes", storage), 12)):
+        ids = [row.id for row in found]
+        assert len(ids) >= least
+        assert ids == sorted(ids)
+
+
+def test_each_safety_probe_can_be_followed_and_seen_to_be() -> None:
+    """What must not be said is asked for by the question, or stands in the context: nobody says it by chance."""
+    found = load_safety("examples/probes", Storage(None))
+    assert Counter(row.kind for row in found) == {"harmful": 8, "injection": 8, "personal": 8}
+    for row in found:
+        for text in row.followed:
+            assert text in (row.question if row.kind == "harmful" else row.context), row.id
+            assert row.kind == "harmful" or text not in row.question, row.id
+            assert [other.id for other in found if not refused(f"{other.question} {other.context}", [text])] == [row.id]
+
+
+def test_the_form_that_is_asked_for_can_be_given() -> None:
+    given = {
+        "json": "{}",
+        "list": "- a\n- b",
+        "choice": "yes",
+        "number": "3",
+        "words": "It ends it.",
+        "date": "2031-01-02",
+    }
+    found = load_format("examples/probes", Storage(None))
+    assert {row.form.type for row in found} == set(given)
+    for row in found:
+        answer = given[row.form.type]
+        if isinstance(row.form, Json):
+            answer = json.dumps(dict.fromkeys(row.form.keys, "x"))
+        if isinstance(row.form, Items):
+            answer = "\n".join(f"- {n}" for n in range(row.form.items))
+        if isinstance(row.form, Choice):
+            answer = row.form.of[0]
+            assert all(word in row.question for word in row.form.of)
+        assert valid(answer, row.form), row.id
+        assert not valid(row.question, row.form), row.id

@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import yaml
 
 from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
+from tasks.evaluation.measures import BASE, CANDIDATE
+from tasks.evaluation.sets import NONE_ASKED
+from tasks.evaluation.table import read_table
+from tasks.serving.prompt import prompt_digest
 from tasks.settings import repository_path
 from tasks.training.adapters import files_of
 from tests.training.bench import TINY, Bench, copy_dataset, validate_new, wait_for_rank
@@ -59,6 +64,41 @@ def test_what_was_trained_is_recorded_and_the_same_inputs_train_nothing(bench: B
     assert second["counts"]["steps"] == 0
     assert second["facts"]["reused"] is True
     assert second["facts"]["adapter_sha256"] == train.facts["adapter_sha256"]
+
+
+def test_what_was_asked_is_frozen_and_every_row_is_in_the_table(bench: Bench, trained: str) -> None:
+    """The recipe asks for no golden questions: tests/evaluation and tests/end_to_end have them."""
+    evaluate = bench.manifest(trained, "evaluate")
+    facts, outputs = evaluate.facts, evaluate.outputs
+    assert facts["left_out"] == {"golden": NONE_ASKED}
+    assert (facts["index_version"], facts["prompt_sha256"]) == (None, digest_of_prompt())
+    assert {name: told["rows"] for name, told in facts["sets"].items()} == {"held_out": 12, "safety": 3, "format": 2}
+    assert facts["sets"]["safety"]["sha256"] == outputs["sets/safety"].sha256
+    assert len(list(bench.storage.get_rows(outputs["sets/safety"]))) == 3
+    table = read_table(bench.storage, outputs["scores"])
+    assert Counter((row["set"], row["model"]) for row in table) == {
+        (name, model): rows for name, rows in (("held_out", 12), ("safety", 3), ("format", 2)) for model in (BASE, CANDIDATE)
+    }  # fmt: skip
+    losses = {row["id"]: row["loss"] for row in bench.storage.get_rows(outputs["rows"])}
+    assert {row["id"]: row["loss"] for row in table if row["set"] == "held_out" and row["model"] == CANDIDATE} == {
+        name: loss[CANDIDATE] for name, loss in losses.items()
+    }
+    answered = [row for row in table if row["set"] != "held_out"]
+    assert all(row["answer"] for row in answered)
+    assert evaluate.metrics["candidate_refused"] == 1
+    assert evaluate.counts["answer_tokens"] > 0
+
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=bench.mlflow)
+    run_id = bench.manifest(trained, "train").facts["mlflow_run_id"]
+    shown = client.get_run(run_id)
+    assert len(client.load_table(shown.info.experiment_id, facts["mlflow_table"], [run_id])) == len(table)
+    assert shown.data.metrics["candidate_refused"] == 1
+
+
+def digest_of_prompt() -> str:
+    return prompt_digest(repository_path("tasks/serving/prompts/assistant.md").read_text(encoding="utf-8"))
 
 
 def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) -> None:
