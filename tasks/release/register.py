@@ -4,17 +4,20 @@ Reads the manifests of validate_dataset, train, evaluate and gate of the same ru
 weights. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
 version's source is the weights' own folder in S3: named by its training fingerprint, never rewritten,
 so nothing is copied through the MLflow server, and `models:/NAME@candidate` downloads the same bytes.
-The same weights again get the version they have, also where two registrations race. Fails with `ReleaseError` when
-the verdict is not about these bytes, when other weights stand where registered ones were, or when the name is a prompt's;
-with `ServiceUnavailable` when MLflow is away.
+Beside it, named by its own digest, is the model card, as Markdown and as a page: tag `card` names it, and the
+version's description is its short form. The same weights again get the version they have, also where two registrations
+race. Fails with `ReleaseError` when the verdict is not about these bytes, when other weights stand where registered ones
+were, or when the name is a prompt's; with `ServiceUnavailable` when MLflow is away.
 """
 
 from typing import Any
 
 from tasks import tracking
-from tasks.contracts import manifest_uri
+from tasks.contracts import Artifact, digest, manifest_uri
 from tasks.errors import ReleaseError, ServiceUnavailable
+from tasks.release import card, card_page
 from tasks.release import evidence as proofs
+from tasks.release.card_facts import CardFacts, gather
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
@@ -25,7 +28,6 @@ from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_rev
 _LOCK = 0x52656769  # spells "Regi"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 ALIAS = "candidate"
-_KINDS = {"adapter": "LoRA adapter of", "model": "Whole model, trained from"}
 
 
 class Options(StageOptions):
@@ -45,9 +47,14 @@ def run(context: StageContext, options: Options) -> StageResult:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version, new = _version(client, context.settings, evidence, tags)
         name = context.settings.model_name
+        facts = gather(context, evidence, version)
+        cards = _cards(context, evidence, facts)
+        client.set_model_version_tag(name, version, "card", cards["card.html"].uri)
+        client.update_model_version(name, version, card.description(facts, cards["card.html"].uri))
         client.set_registered_model_alias(name, ALIAS, version)
         run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
     return StageResult(
+        outputs=cards,
         counts={"files": len(weights.files), "bytes": sum(a.bytes for a in weights.files.values())},
         facts=release_columns(weights, evidence.train)
         | {
@@ -91,6 +98,18 @@ def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
     }
 
 
+def _cards(context: StageContext, evidence: Evidence, facts: CardFacts) -> dict[str, Artifact]:
+    """Write the card beside the weights: it outlives the run folder."""
+    text = card.markdown(facts)
+    page = card_page.page(text, f"Model card: {facts.name} version {facts.version}")
+    folder = f"{evidence.weights.uri.rsplit('/', 1)[0]}/cards/{digest(text)[:16]}"
+    written = {"card.md": (text, "text/markdown"), "card.html": (page, "text/html")}
+    return {
+        name: context.storage.put_bytes(f"{folder}/{name}", body.encode(), content_type=f"{kind}; charset=utf-8")
+        for name, (body, kind) in written.items()
+    }
+
+
 def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str, str]) -> tuple[str, bool]:
     """Return the model version of these weights, and whether it is new."""
     name, source, kind = settings.model_name, evidence.weights.uri, evidence.weights.kind
@@ -119,8 +138,8 @@ def _create(client: Any, settings: Settings, evidence: Evidence, tags: dict[str,
     name, source, kind = settings.model_name, evidence.weights.uri, evidence.weights.kind
     made = ""
     try:
-        run_id, text = str(evidence.train.facts["mlflow_run_id"]), f"{_KINDS[kind]} {tags['trained_from']}."
-        made = str(client.create_model_version(name, source, run_id, tags=tags, description=text).version)
+        run_id = str(evidence.train.facts["mlflow_run_id"])
+        made = str(client.create_model_version(name, source, run_id, tags=tags).version)
     except MlflowException as error:
         if error.error_code != _EXISTS:
             raise

@@ -29,7 +29,7 @@ def test_a_text_has_one_version_and_comes_back_to_the_byte(house: Any) -> None:
     assert (front["name"], front["version"], front["system"], front["documents"]) == ("odd", 3, "a | b", 3)
     assert client.get_prompt_version(plain.name, plain.version).tags["front_matter"] == "null"
 
-    client.set_model_version_tag(plain.name, plain.version, "mlflow.prompt.text", "Answer in two words.")
+    client.set_prompt_version_tag(plain.name, plain.version, "mlflow.prompt.text", "Answer in two words.")
     with pytest.raises(ReleaseError, match="Next: find out who changed it"):
         register_prompt(house.settings, "Answer in one word.")
     with pytest.raises(ReleaseError, match="expected a prompt that MLflow can keep"):
