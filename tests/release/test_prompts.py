@@ -43,3 +43,10 @@ def test_a_models_name_and_an_absent_server_are_told(house: Any, monkeypatch: py
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ServiceUnavailable, match="expected MLflow to answer"):
         register_prompt(house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9").settings, "Answer.")
+
+
+def test_a_proposal_names_the_version_of_its_prompt(house: Any) -> None:
+    house.index()
+    proposal = house.stage("propose", house.run("promote_release"), candidate=house.candidate(b"one").uri)
+    kept = house.mlflow().load_prompt(proposal.facts["prompt_version"])
+    assert kept.template == house.storage.get(proposal.outputs["prompt"]).decode()
