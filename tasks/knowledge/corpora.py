@@ -28,7 +28,7 @@ OVERRIDES = (
     "max_document_mb", "shard_documents", "max_shards", "max_quarantine_share", "max_removal_share", "min_recall_at_5",
     "min_ann_recall", "retrieval_margin",
 )  # fmt: skip
-_OTHERS = ("source", "schedule")
+_OTHERS = ("source", "schedule", "licence")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Corpus:
     name: str
     source: str | None = None
     schedule: str | None = None
+    licence: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,9 +72,11 @@ def _corpus(file: str, name: Any, entry: Any) -> Corpus:
         raise SettingsError(
             f"expected source and golden_questions of {name!r} in {file}, found {sorted(entry)}. Next: add them."
         )
-    return Corpus(
-        name, entry.get("source"), entry.get("schedule"), {key: entry[key] for key in OVERRIDES if key in entry}
-    )
+    licence = entry.get("licence")
+    if licence is not None and not isinstance(licence, str):
+        raise SettingsError(f"expected the licence of {name!r} in {file} as text, found {licence!r}. Next: correct it.")
+    overrides = {key: entry[key] for key in OVERRIDES if key in entry}
+    return Corpus(name, entry.get("source"), entry.get("schedule"), licence, overrides)
 
 
 def name_of(settings: Settings, wanted: str) -> str:

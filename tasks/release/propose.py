@@ -20,6 +20,7 @@ from tasks.release import shadow_report
 from tasks.release.body import Proposal, markdown
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
+from tasks.release.prompts import register_prompt
 from tasks.release.register import ALIAS
 from tasks.settings import Settings, repository_path
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
@@ -71,6 +72,7 @@ def run(context: StageContext, options: Options) -> StageResult:
             "index_version": proposal.index.version,
             "live_release": live.release if live else None,
             "prompt_changed": proposal.prompt_changed,
+            "prompt_version": register_prompt(context.settings, proposal.prompt).uri,
             "shadow": proposal.shadow,
         },
     )

@@ -4,16 +4,20 @@ Reads the manifests of validate_dataset, train, evaluate and gate of the same ru
 weights. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
 version's source is the weights' own folder in S3: named by its training fingerprint, never rewritten,
 so nothing is copied through the MLflow server, and `models:/NAME@candidate` downloads the same bytes.
-The same weights again get the version they have. Fails with `ReleaseError` when the verdict is not about
-these bytes, or when other weights stand where registered ones were.
+Beside it, named by its own digest, is the model card, as Markdown and as a page: tag `card` names it, and the
+version's description is its short form. The same weights again get the version they have, also where two registrations
+race. Fails with `ReleaseError` when the verdict is not about these bytes, when other weights stand where registered ones
+were, or when the name is a prompt's; with `ServiceUnavailable` when MLflow is away.
 """
 
 from typing import Any
 
 from tasks import tracking
-from tasks.contracts import manifest_uri
-from tasks.errors import ReleaseError
+from tasks.contracts import Artifact, digest, manifest_uri
+from tasks.errors import ReleaseError, ServiceUnavailable
+from tasks.release import card, card_page
 from tasks.release import evidence as proofs
+from tasks.release.card_facts import CardFacts, gather
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
@@ -22,8 +26,8 @@ from tasks.settings import Settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
 
 _LOCK = 0x52656769  # spells "Regi"
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
 ALIAS = "candidate"
-_KINDS = {"adapter": "LoRA adapter of", "model": "Whole model, trained from"}
 
 
 class Options(StageOptions):
@@ -43,9 +47,14 @@ def run(context: StageContext, options: Options) -> StageResult:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version, new = _version(client, context.settings, evidence, tags)
         name = context.settings.model_name
+        facts = gather(context, evidence, version)
+        cards = _cards(context, evidence, facts)
+        client.set_model_version_tag(name, version, "card", cards["card.html"].uri)
+        client.update_model_version(name, version, card.description(facts, cards["card.html"].uri))
         client.set_registered_model_alias(name, ALIAS, version)
         run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
     return StageResult(
+        outputs=cards,
         counts={"files": len(weights.files), "bytes": sum(a.bytes for a in weights.files.values())},
         facts=release_columns(weights, evidence.train)
         | {
@@ -89,6 +98,18 @@ def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
     }
 
 
+def _cards(context: StageContext, evidence: Evidence, facts: CardFacts) -> dict[str, Artifact]:
+    """Write the card beside the weights: it outlives the run folder."""
+    text = card.markdown(facts)
+    page = card_page.page(text, f"Model card: {facts.name} version {facts.version}")
+    folder = f"{evidence.weights.uri.rsplit('/', 1)[0]}/cards/{digest(text)[:16]}"
+    written = {"card.md": (text, "text/markdown"), "card.html": (page, "text/html")}
+    return {
+        name: context.storage.put_bytes(f"{folder}/{name}", body.encode(), content_type=f"{kind}; charset=utf-8")
+        for name, (body, kind) in written.items()
+    }
+
+
 def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str, str]) -> tuple[str, bool]:
     """Return the model version of these weights, and whether it is new."""
     name, source, kind = settings.model_name, evidence.weights.uri, evidence.weights.kind
@@ -101,24 +122,46 @@ def _version(client: Any, settings: Settings, evidence: Evidence, tags: dict[str
                 f"expected {kind} {version.tags.get(key)} at {source} (version {version.version} of {name}), "
                 f"found {sha256}. Next: find out who rewrote that folder; do not release either."
             )
-    same = client.search_model_versions(f"name = '{name}' AND tags.{key} = '{sha256}'")
-    if same:
-        known = min(same, key=lambda version: int(version.version))
+    known = _with_digest(client, name, key, sha256)
+    if known is not None:
         for tag, value in tags.items():  # the newest proof about these bytes
             if known.tags.get(tag) != value:
                 client.set_model_version_tag(name, known.version, tag, value)
         return str(known.version), False
-    made = client.create_model_version(
-        name,
-        source=source,
-        run_id=str(evidence.train.facts["mlflow_run_id"]),
-        tags=tags,
-        description=f"{_KINDS[kind]} {tags['trained_from']}, recipe {tags['recipe']}.",
-    )
-    return str(made.version), True
+    return _create(client, settings, evidence, tags)
+
+
+def _create(client: Any, settings: Settings, evidence: Evidence, tags: dict[str, str]) -> tuple[str, bool]:
+    """Make a version of these weights, unless a rival that our lock does not hold makes one: the first one stands."""
+    from mlflow.exceptions import MlflowException
+
+    name, source, kind = settings.model_name, evidence.weights.uri, evidence.weights.kind
+    made = ""
+    try:
+        run_id = str(evidence.train.facts["mlflow_run_id"])
+        made = str(client.create_model_version(name, source, run_id, tags=tags).version)
+    except MlflowException as error:
+        if error.error_code != _EXISTS:
+            raise
+    first = _with_digest(client, name, f"{kind}_sha256", evidence.weights.sha256)
+    if first is None:
+        raise ServiceUnavailable(
+            f"expected the version of {kind} {evidence.weights.sha256} in {name}, which MLflow says exists, found none. "
+            "Next: try again."
+        )
+    if made and str(first.version) != made:
+        client.delete_model_version(name, made)
+    return str(first.version), str(first.version) == made
+
+
+def _with_digest(client: Any, name: str, key: str, sha256: str) -> Any:
+    """Return the first version that carries this digest, or None."""
+    same = client.search_model_versions(f"name = '{name}' AND tags.{key} = '{sha256}'")
+    return min(same, key=lambda version: int(version.version), default=None)
 
 
 def _ensure_model(client: Any, name: str) -> None:
+    """Make the registered model unless it is there, or a rival makes it meanwhile. Raises ReleaseError."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -126,7 +169,16 @@ def _ensure_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        client.create_registered_model(name, description="Weights of the assistant. `champion` is live.")
+        try:
+            client.create_registered_model(name, description="Weights of the assistant. `champion` is live.")
+        except MlflowException as raced:
+            if raced.error_code != _EXISTS:
+                raise
+    if client.get_prompt(name) is not None:  # prompts and models share their names
+        raise ReleaseError(
+            f"expected a registered model {name}, or none, found a prompt of that name in MLflow. "
+            "Next: set MILLRACE_MODEL_NAME to another name."
+        )
 
 
 def _run_url(client: Any, settings: Settings, run_id: str) -> str:
