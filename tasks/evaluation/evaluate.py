@@ -18,6 +18,7 @@ from tasks.evaluation import paired
 from tasks.evaluation.paired import Interval, Score
 from tasks.evaluation.scores import BASE, Scored, preferences, score
 from tasks.release.ledger import Release, ledger, live
+from tasks.release.signing import verify
 from tasks.release.weights import Weights, trained
 from tasks.serving.adapters import fetch_adapter, folder_digest
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
@@ -39,6 +40,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
         champion = live(connection)
+        if champion is not None:
+            verify(context.settings, context.storage, connection, champion)
     weights = trained(train)
     # Before anything is scored: a champion that cannot be had is told at once.
     live_weights = _champion(context, champion) if champion else None

@@ -67,6 +67,11 @@ class Releases:
         live, against = self._live, self._setbacks.current
         return live is not None and against is not None and live.release.release != against.release
 
+    @property
+    def checks_signatures(self) -> bool:
+        """Whether a release has to be signed to be loaded."""
+        return self._loading.checks_signatures
+
     @contextmanager
     def use(self) -> Iterator[Loaded]:
         """Yield the live release and keep its parts until the block ends. Raises NoRelease."""
