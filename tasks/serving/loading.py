@@ -1,9 +1,10 @@
 """A release of the ledger, loaded: its prompt, embedder, reranker, base model and adapter.
 
-Before anything is fetched the release's signature is proven (`tasks.release.signing`), where MILLRACE_VERIFY_KEY is set. Reads the prompt text kept in the ledger, the row of the index version, the embedder (which is asked once), the reranker,
-and base model and adapter (by digest), shared with the release that answers where both have them in common. The model is in
-this process, or on the server of MILLRACE_GENERATION_URL. Writes only below the cache folder, and below the folder of adapters
-that a model server reads. Fails with `SignatureError`, `ReleaseError`, `ModelError`, `SettingsError` or `ServiceUnavailable`.
+Before anything is fetched the release's signature is proven (`tasks.release.signing`), where MILLRACE_VERIFY_KEY is set. Reads the
+prompt text kept in the ledger, the row of the index version, the embedder (which is asked once), the reranker, and base model and
+adapter (by digest), shared with the release that answers where both have them in common. The model is in this process, or on the
+server of MILLRACE_GENERATION_URL. Writes only below the cache folder, and below the folder of adapters that a model server reads.
+Fails with `SignatureError`, `ReleaseError`, `ModelError`, `SettingsError` or `ServiceUnavailable`.
 """
 
 import itertools
