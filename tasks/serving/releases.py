@@ -35,6 +35,7 @@ class Releases:
     def __init__(self, settings: Settings, connection: KeptConnection, *, threads: int) -> None:
         self._connection = connection
         self._loading = Loader(settings, connection, threads=threads)
+        self.checks_signatures = self._loading.checks_signatures
         self._lock = threading.Lock()
         self._live: Loaded | None = None
         self._leaving: list[Loaded] = []
@@ -66,11 +67,6 @@ class Releases:
         """Whether an earlier release answers because the newest does not load, or fails to generate."""
         live, against = self._live, self._setbacks.current
         return live is not None and against is not None and live.release.release != against.release
-
-    @property
-    def checks_signatures(self) -> bool:
-        """Whether a release has to be signed to be loaded."""
-        return self._loading.checks_signatures
 
     @contextmanager
     def use(self) -> Iterator[Loaded]:

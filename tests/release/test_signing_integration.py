@@ -1,5 +1,6 @@
 """Signatures on a real Postgres and S3: every way to a release signs it, and nothing that was changed is loaded or released from."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -24,8 +25,9 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def plain(house: Any) -> Any:
+def plain(house: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The house without keys. MLflow is away: nothing here is about the registry, and it takes most of the time."""
+    monkeypatch.setattr("tasks.release.mirror._mirror", lambda *_: "away")
     return house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9")
 
 
@@ -127,7 +129,7 @@ def what_was_changed_is_not_loaded(house: Any, monkeypatch: pytest.MonkeyPatch) 
     releases, fetched = follow(house, monkeypatch)
     with connect(house.url) as connection:
         two, now = ledger.get(connection, 2), ledger.get(connection, 4)
-    old = Loaded(two, None, None, None, None)  # type: ignore[arg-type]
+    old = Loaded(two, None, None, SimpleNamespace(close=lambda: None), None)  # type: ignore[arg-type]
     releases.put_live(old)
     releases.poll()
     assert fetched == [now.adapter_uri], "what is as it was signed is fetched"
