@@ -53,7 +53,7 @@ def text(
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
 
-    manifests = {name: Manifest.model_validate(value) for name, value in content["manifests"].items()}
+    manifests = {name: Manifest.model_validate(content["manifests"][name]) for name in ("train", "validate_dataset")}
     weights = proofs.kept_weights(content, parts.adapter_uri or parts.base_model)
     application = Component(
         name=parts.model_name, type=ComponentType.APPLICATION, bom_ref="release", version=parts.model_version,
@@ -91,8 +91,8 @@ def _materials(
         _part(f"{weights.kind}/{name}", f"{MODEL}/{name}", item.sha256) for name, item in sorted(weights.files.items())
     ]
     about = _properties(
-        kind=weights.kind, uri=weights.uri, weights_sha256=weights.sha256, recipe=train.facts["recipe"],
-        training_fingerprint=train.facts["training_fingerprint"], trained_by_code=train.code_revision,
+        kind=weights.kind, uri=weights.uri, weights_sha256=weights.sha256, recipe=train.facts.get("recipe"),
+        training_fingerprint=train.facts.get("training_fingerprint"), trained_by_code=train.code_revision,
         trained_by_image=train.image_digest, **known,
     )  # fmt: skip
     counts = {f"rows.{name}": item.rows for name, item in dataset.outputs.items()} | {
