@@ -23,6 +23,7 @@ from local.state import write_private
 BUCKET = "millrace"
 # Written at every start, read by the health check of S3.
 PROBE = ".stack/readable"
+RELEASE_KEYS = {"MILLRACE_SIGNING_KEY": "signing_key", "MILLRACE_VERIFY_KEY": "verify_key"}
 ROLE = "millrace"
 ADMIN = "admin"
 # Other tools' variables in the user's shell would reach into the stack (a real AWS account, another Airflow).
@@ -42,6 +43,9 @@ def load_secrets(folder: Path) -> dict[str, str]:
                 "Next: restore the file, or `make clean` to start without the old data."
             ) from error
         return kept
+    from tasks.release.signing_keys import make_pair
+
+    private, public = make_pair()
     made = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "postgres_password": secrets.token_hex(16),
@@ -50,6 +54,8 @@ def load_secrets(folder: Path) -> dict[str, str]:
         "airflow_admin_password": secrets.token_urlsafe(12),
         "airflow_jwt_secret": secrets.token_hex(40),
         "airflow_fernet_key": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+        "signing_key": private,
+        "verify_key": public,
     }
     write_private(path, json.dumps(made, indent=1))
     return made
@@ -64,7 +70,9 @@ def database_url(settings: LocalSettings, kept: Mapping[str, str], database: str
 def generated(settings: LocalSettings, kept: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of `env` as this stack makes them."""
     ports = settings.ports
-    return {
+    # A stack from before there were keys goes on without: its releases are not signed (docs/signing.md).
+    keys = {variable: kept[name] for variable, name in RELEASE_KEYS.items() if name in kept}
+    return keys | {
         "MILLRACE_DATABASE_URL": database_url(settings, kept, "millrace"),
         "MILLRACE_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
         "MILLRACE_S3_BUCKET": BUCKET,

@@ -122,7 +122,7 @@ def table(settings: LocalSettings) -> list[Part]:
             "assistant",
             ("millrace-migrate", "bucket"),
             [*python, "tasks", "serve", "--host", "127.0.0.1", "--port", str(ports["assistant"])],
-            stage,
+            {name: value for name, value in stage.items() if name != "MILLRACE_SIGNING_KEY"},
             answers(ports["assistant"], "/healthz"),
             {"assistant": ports["assistant"]},
             f"http://127.0.0.1:{ports['assistant']}",

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from local.checks import free_port_base
 from local.client import down, status, up
-from local.environment import database_url, load_secrets
+from local.environment import RELEASE_KEYS, database_url, load_secrets
 from local.errors import LocalError, PartFailed
 from local.processes import Identity
 from local.settings import LocalSettings, load_settings, read_environment_file
@@ -78,8 +78,9 @@ class EmbeddedStack:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables of `.millrace/env`."""
-        return read_environment_file(self.folder / "env")
+        """The variables of `.millrace/env`, less the keys of releases: nobody signs what a test puts into the ledger."""
+        found = read_environment_file(self.folder / "env")
+        return {name: value for name, value in found.items() if name not in RELEASE_KEYS}
 
     @property
     def airflow_env(self) -> dict[str, str]:

@@ -84,7 +84,7 @@ class PodStage(StageOutcome, KubernetesPodOperator):
                 "termination_message_policy": "FallbackToLogsOnError",
                 "do_xcom_push": False,  # no sidecar: the result is the manifest
                 "on_failure_callback": remove_what_is_left,
-                **environment(),
+                **environment(stage),
                 **confinement(),
                 **kwargs,
             }

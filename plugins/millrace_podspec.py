@@ -22,6 +22,8 @@ SCRATCH = {
     "HOME": "/tmp",
     "TRITON_CACHE_DIR": "/tmp/triton",
 }
+# The private key of releases is in a secret of its own, which no other stage gets: a training runs code of many hands.
+RELEASING = ("register", "promote", "roll_back")
 SIZES: dict[str, float] = {
     "MILLRACE_POD_CPUS": 1,
     "MILLRACE_POD_MEMORY_GB": 4,
@@ -63,12 +65,15 @@ def connection() -> str:
     return os.environ.get("MILLRACE_KUBERNETES_CONNECTION") or "kubernetes_default"
 
 
-def environment() -> dict[str, Any]:
-    """Return where the stage's settings come from: the secret, by reference, and the scratch folders."""
+def environment(stage: str) -> dict[str, Any]:
+    """Return where the stage's settings come from: the secrets, by reference, and the scratch folders."""
     secret = os.environ.get("MILLRACE_KUBERNETES_SECRET") or "millrace-stage"
     _, _, digest = os.environ.get("MILLRACE_STAGE_IMAGE", "").partition("@")
+    sources = [k8s.V1SecretEnvSource(name=secret)]
+    if stage in RELEASING:
+        sources.append(k8s.V1SecretEnvSource(name=f"{secret}-signing", optional=True))
     return {
-        "env_from": [k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=secret))],
+        "env_from": [k8s.V1EnvFromSource(secret_ref=source) for source in sources],
         "env_vars": SCRATCH | ({"MILLRACE_IMAGE_DIGEST": digest} if digest else {}),
         # A service called millrace-... would add MILLRACE_..._SERVICE_HOST, which strict settings refuse.
         "pod_template_dict": {"spec": {"enableServiceLinks": False, "containers": [{"name": "base"}]}},

@@ -10,7 +10,8 @@
     │   ├── ModelError                a model reference or folder cannot be used
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
-    │   └── ReleaseError              a release cannot be made, found or restored
+    │   ├── ReleaseError              a release cannot be made, found or restored
+    │   └── SignatureError            a release is not signed by an accepted key, or is not what was signed
     ├── GateRefused               3   a gate said no: a result, not an outage
     └── TryAgain                 75   retry later
         ├── ServiceUnavailable        Postgres, S3 or MLflow did not answer
@@ -70,6 +71,10 @@ class ManifestError(BadInput):
 
 class ReleaseError(BadInput):
     """A release cannot be made, found or restored."""
+
+
+class SignatureError(BadInput):
+    """A release is not signed by an accepted key, or is not what was signed."""
 
 
 class GateRefused(MillraceError):

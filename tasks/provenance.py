@@ -1,8 +1,10 @@
-"""Where work came from and what it cost: the code's revision, and the resources of this process."""
+"""Where work came from and what it cost: the code's revision, this environment's packages, and the resources of this process."""
 
+import re
 import resource
 import subprocess
 from functools import cache
+from importlib import metadata
 
 from tasks.settings import REPOSITORY, Settings
 
@@ -29,3 +31,14 @@ def resources(wall: float, gpus: int) -> dict[str, float]:
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
     return {"wall": round(wall, 3), "cpu": round(cpu, 3), "gpu": round(wall * gpus, 3)}
+
+
+def packages() -> list[dict[str, str]]:
+    """Return the Python packages of this environment by name, sorted: what a bill of materials lists."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        # The first one found is the one that is imported.
+        if name and distribution.version:
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
+    return [{"name": name, "version": version} for name, version in sorted(found.items())]

@@ -50,6 +50,8 @@ TOOLS = {
     "replay": "tasks.serving.replay:main",
     "choose_min_score": "tasks.serving.min_score:main",
     "shadow_report": "tasks.release.shadow_report:main",
+    "signing_key": "tasks.release.signing_keys:main",
+    "sign_release": "tasks.release.sign_release:main",
     "backup": "tasks.backup.command:backup",
     "backups": "tasks.backup.command:backups",
     "verify_backup": "tasks.backup.command:verify_backup",

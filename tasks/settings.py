@@ -271,6 +271,14 @@ class Settings(BaseSettings):
         default=None, description="Folder of pg_dump and pg_restore; unset: the newest that is installed"
     )
 
+    signing_key: SecretStr | None = Field(
+        default=None,
+        description="Private key that signs releases (`signing-key` makes one); unset: they are not signed",
+    )
+    verify_key: str | None = Field(
+        default=None,
+        description="Public keys that a release must be signed with, comma-separated; unset: signatures are not checked",
+    )
     announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")
 
     stage_image: str | None = Field(default=None, description="Image of the stages (kubernetes launcher)")

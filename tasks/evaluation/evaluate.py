@@ -32,6 +32,7 @@ from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.knowledge.index_tables import Version
 from tasks.release.ledger import Release, ledger, live
 from tasks.release.propose import read_prompt
+from tasks.release.signing import verify
 from tasks.release.weights import trained
 from tasks.serving.prompt import Prompt, parse_prompt
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
@@ -76,6 +77,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
         release, version = live(connection), index_tables.current(connection)
+        if release is not None:
+            verify(context.settings, context.storage, connection, release)
     weights = trained(train)
     # Before anything is scored: a champion that cannot be had, or a set that cannot be read, is told at once.
     champion = fetch_champion(context, release) if release else None

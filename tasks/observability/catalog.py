@@ -86,6 +86,7 @@ _SERVED: tuple[tuple[str, Kind, str, str, tuple[float, ...]], ...] = (
     ("ready", "gauge", "", "1 where a release is loaded", ()),
     ("release_behind", "gauge", "", "1 where the newest release of the ledger is not the one that answers, or the ledger cannot be read", ()),
     ("fallback", "gauge", "", "1 where an earlier release answers because the newest does not load, or fails to generate", ()),
+    ("signatures_checked", "gauge", "", "1 where a release has to be signed by an accepted key to be loaded", ()),
     ("release_info", "gauge", "release model_version index_version", "1; its labels say what answers", ()),
     ("release_created_timestamp_seconds", "gauge", "", "When that release was made", ()),
     ("request_log_rows_total", "counter", "result", "Rows of the request log: written, spooled, lost, refused", ()),

@@ -21,6 +21,7 @@ from tasks.release.evidence import Evidence
 from tasks.release.ledger import Parts, Release, ledger
 from tasks.release.mirror import MirrorState, reconcile_mirrors
 from tasks.release.propose import require_fair_comparison
+from tasks.release.signing import seal
 from tasks.release.weights import release_columns, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
 from tasks.storage import Storage
@@ -79,7 +80,7 @@ def _release(context: StageContext, connection: Connection, proposal: Manifest, 
         evidence_uri=evidence.uri,
         evidence_sha256=evidence.sha256,
     )
-    return releases.append(
+    release = releases.append(
         connection,
         parts,
         kind="promotion",
@@ -88,6 +89,8 @@ def _release(context: StageContext, connection: Connection, proposal: Manifest, 
         run=context.run,
         expected_live=proposal.facts["live_release"],
     )
+    source = None if candidate else live
+    return seal(context.settings, context.storage, connection, release, by="promote", source=source)
 
 
 def _candidate(

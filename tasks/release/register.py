@@ -21,6 +21,7 @@ from tasks.release.card_facts import CardFacts, gather
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
+from tasks.release.signed_candidate import signed
 from tasks.release.weights import release_columns, verify
 from tasks.settings import Settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
@@ -41,7 +42,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     proofs.check(evidence)
     weights = evidence.weights
     verify(context.storage, weights)
-    tags = model_tags(context, evidence)
+    tags = signed(context.settings, context.settings.model_name, model_tags(context, evidence))
     # One registration at a time: two runs with the same weights must not make two versions.
     with ledger(context.settings) as connection, tracking.answering(context.settings) as client:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))

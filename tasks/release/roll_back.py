@@ -15,6 +15,7 @@ from tasks.release import ledger as releases
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
 from tasks.release.promote import recall_model, release_result
+from tasks.release.signing import seal
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
 
@@ -52,7 +53,7 @@ def _restore(context: StageContext, connection: Connection, options: Options) ->
         )
     indexes.require(connection, target.index_version)
     recall_model(context.storage, target)
-    return releases.append(
+    release = releases.append(
         connection,
         target.parts(),
         kind="rollback",
@@ -62,6 +63,7 @@ def _restore(context: StageContext, connection: Connection, options: Options) ->
         expected_live=live.release,
         restores=target.release,
     )
+    return seal(context.settings, context.storage, connection, release, by="roll_back", source=target)
 
 
 STAGE = Stage("roll_back", Options, run)

@@ -111,6 +111,7 @@ def _add_probes(app: FastAPI, assistant: Assistant) -> None:
             "index_version": live.release.index_version if live else None,
             "newest_release": assistant.releases.newest,
             "fallback": assistant.releases.fallback,
+            "signatures": "checked" if assistant.releases.checks_signatures else "not checked",
             # Whoever reaches the port reads this: addresses hold passwords.
             "problem": hidden(problem) if problem else problem,
             "shadow": hidden(assistant.shadow.problem) if assistant.shadow.problem else None,

@@ -1,14 +1,18 @@
 """A registered model version that could answer beside the live model: what MLflow's registry says of it, and whether it fits.
 
-Reads the registry; writes nothing. Only an adapter on the live base model fits. Fails with `ReleaseError` for a version that
-is not there or does not fit, `ServiceUnavailable` when MLflow does not answer, and `DataError` when it refuses the question.
+Reads the registry; writes nothing. Only an adapter on the live base model fits. Fails with `ReleaseError` for a version that is
+not there or does not fit, `SignatureError` for one that is not signed where MILLRACE_VERIFY_KEY is set, `ServiceUnavailable` when
+MLflow does not answer, and `DataError` when it refuses the question.
 """
 
 from dataclasses import dataclass
 
 from tasks.errors import ReleaseError
 from tasks.mlflow_http import MlflowHttp
+from tasks.release.signed_candidate import check
+from tasks.release.signing_keys import verify_keys
 from tasks.serving.releases import Loaded
+from tasks.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,13 @@ def require_same_base(candidate: Candidate, loaded: Loaded) -> None:
         )
 
 
-def registered(uri: str, name: str, version: str) -> Candidate:
-    """Return what the registry says of a version. Raises ReleaseError, ServiceUnavailable, DataError."""
-    http = MlflowHttp(uri)
+def registered(settings: Settings, name: str, version: str) -> Candidate:
+    """Return what the registry says of a version, proven by its signature where a key is set.
+
+    Raises SignatureError, ReleaseError, ServiceUnavailable, DataError.
+    """
+    keys = verify_keys(settings)
+    http = MlflowHttp(settings.mlflow_tracking_uri)
     try:
         tags = http.model_version(name, version)
     finally:
@@ -56,5 +64,7 @@ def registered(uri: str, name: str, version: str) -> Candidate:
             f"expected an adapter as version {version} of {name}, found {tags.get('weights', 'no record of its weights')}: "
             "only an adapter can answer beside the live model. Next: name another version."
         )
+    if keys:
+        check(keys, name, version, tags)
     named = {key: tags[key] for key in ("adapter_uri", "adapter_sha256", "base_model", "base_revision")}
     return Candidate(name, version, **named)

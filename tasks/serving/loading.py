@@ -1,12 +1,15 @@
 """A release of the ledger, loaded: its prompt, embedder, reranker, base model and adapter.
 
-Reads the prompt text kept in the ledger, the row of the index version, the embedder (which is asked once), the reranker,
-and base model and adapter (by digest), shared with the release that answers where both have them in common. The model is in
-this process, or on the server of MILLRACE_GENERATION_URL. Writes only below the cache folder, and below the folder of adapters
-that a model server reads. Fails with `ReleaseError`, `ModelError`, `SettingsError` or `ServiceUnavailable`.
+Before anything is fetched the release's signature is proven (`tasks.release.signing`), where MILLRACE_VERIFY_KEY is set. Reads the
+prompt text kept in the ledger, the row of the index version, the embedder (which is asked once), the reranker, and base model and
+adapter (by digest), shared with the release that answers where both have them in common. The model is in this process, or on the
+server of MILLRACE_GENERATION_URL. Writes only below the cache folder, and below the folder of adapters that a model server reads.
+Fails with `SignatureError`, `ReleaseError`, `ModelError`, `SettingsError` or `ServiceUnavailable`.
 """
 
 import itertools
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +17,8 @@ from typing import TYPE_CHECKING
 from tasks.database import Connection
 from tasks.errors import ReleaseError
 from tasks.knowledge.corpora import DEFAULT, settings_of
-from tasks.release import ledger
+from tasks.release import ledger, signing
+from tasks.release.signing_keys import verify_keys
 from tasks.serving.adapters import adapters_folder, fetch_adapter
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import LanguageModel
@@ -27,6 +31,8 @@ from tasks.storage import Storage
 if TYPE_CHECKING:
     from tasks.knowledge.embedders import Embedder
     from tasks.knowledge.reranker import Reranker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -48,9 +54,18 @@ class Loader:
     def __init__(self, settings: Settings, connection: KeptConnection, *, threads: int) -> None:
         self._settings, self._connection, self._threads = settings, connection, threads
         self._loads = itertools.count(1)
+        self._keys = verify_keys(settings)
+        if not self._keys:
+            log.warning("signatures are not checked: MILLRACE_VERIFY_KEY is not set (docs/signing.md)")
+
+    @property
+    def checks_signatures(self) -> bool:
+        """Whether a release has to be signed to be loaded."""
+        return bool(self._keys)
 
     def load(self, release: ledger.Release, beside: Loaded | None) -> Loaded:
         """Return a release with all it needs, sharing what it has in common with `beside`."""
+        signed = self._proven(release)
         prompt = parse_prompt(release.prompt, f"the prompt of release {release.release}")
         if prompt.sha256 != release.prompt_sha256:
             raise ReleaseError(
@@ -64,7 +79,7 @@ class Loader:
             folder = fetch_adapter(
                 storage, release.adapter_uri, release.adapter_sha256, adapters_folder(self._settings)
             )
-        model = self._base(release, beside)
+        model = self._base(release, beside, signed)
         if folder is not None:
             # Named by release and load, not by digest: what leaves may then drop its own without asking.
             adapter = f"release_{release.release}_{next(self._loads)}"
@@ -76,7 +91,15 @@ class Loader:
                 raise
         return Loaded(release, prompt, embedder, model, adapter, reranker)
 
-    def _base(self, release: ledger.Release, beside: Loaded | None) -> LanguageModel:
+    def _proven(self, release: ledger.Release) -> Mapping[str, str] | None:
+        """Return the signed digests of the release's weights by file, or None without a key. Raises SignatureError."""
+        if not self._keys:
+            return None
+        known = self._connection.run(lambda connection: signing.recorded(connection, release))
+        weights = signing.check(self._keys, Storage(self._settings.s3_endpoint_url), release, known)
+        return {name: artifact.sha256 for name, artifact in weights.files.items()}
+
+    def _base(self, release: ledger.Release, beside: Loaded | None, signed: Mapping[str, str] | None) -> LanguageModel:
         if beside is not None:
             model = beside.model
             if (model.reference, model.base_revision) == (release.base_model, release.base_revision):
@@ -84,7 +107,9 @@ class Loader:
         if self._settings.generation_url is not None:
             return connect_base(release.base_model, release.base_revision, self._settings)
         cache, endpoint = Path(self._settings.cache_dir), self._settings.s3_endpoint_url
-        return load_base(release.base_model, release.base_revision, cache, endpoint, self._threads)
+        # The signed files are the base model's where the whole of it was trained, else the adapter's (proven by its digest).
+        files = signed if release.adapter_sha256 is None else None
+        return load_base(release.base_model, release.base_revision, cache, endpoint, self._threads, files)
 
     def _embedder(self, release: ledger.Release, beside: Loaded | None) -> "Embedder":
         if beside is not None and beside.embedder.name == release.embedder:

@@ -135,6 +135,7 @@ class State(Collector):
         yield _family("ready", float(live is not None))
         yield _family("release_behind", float(self._releases.problem is not None))
         yield _family("fallback", float(self._releases.fallback))
+        yield _family("signatures_checked", float(self._releases.checks_signatures))
         if live is not None:
             release = live.release
             yield _family("release_info", 1.0, release.release, release.model_version, release.index_version)

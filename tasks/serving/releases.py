@@ -35,6 +35,7 @@ class Releases:
     def __init__(self, settings: Settings, connection: KeptConnection, *, threads: int) -> None:
         self._connection = connection
         self._loading = Loader(settings, connection, threads=threads)
+        self.checks_signatures = self._loading.checks_signatures
         self._lock = threading.Lock()
         self._live: Loaded | None = None
         self._leaving: list[Loaded] = []

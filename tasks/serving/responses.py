@@ -154,6 +154,7 @@ class Readiness(Declared):
     release: int | None
     model_version: str | None
     index_version: int | None
+    signatures: str
     problem: str | None
     requests: dict[str, int]
 

@@ -94,7 +94,7 @@ class Shadow:
 
         return cls(
             releases,
-            lambda: registered(settings.mlflow_tracking_uri, settings.model_name, version),
+            lambda: registered(settings, settings.model_name, version),
             fetch,
             lambda row: connection.run(lambda opened: insert(opened, row)),
             share=settings.shadow_share,

@@ -10,7 +10,7 @@ Fails with `ReleaseError` when the bytes are not those of the release, `ModelErr
 import logging
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tasks.serving.adapters import check_fits
 from tasks.serving.language_model import Generated, Sampling, ends_of, load_tokenizer, window_of
 from tasks.serving.refusals import TooLate
 from tasks.serving.telling import Listener, Teller
-from tasks.storage import Storage
+from tasks.storage import Storage, file_digest
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +169,17 @@ def fastest_type() -> Any:
 
 
 def load_base(
-    reference: str, base_revision: str, cache: Path, endpoint_url: str | None, threads: int
+    reference: str,
+    base_revision: str,
+    cache: Path,
+    endpoint_url: str | None,
+    threads: int,
+    files: Mapping[str, str] | None = None,
 ) -> TransformersModel:
-    """Return the base model of a release. Raises ReleaseError when its bytes are not the ones released."""
+    """Return the base model of a release. Raises ReleaseError when its bytes are not the ones released.
+
+    `files`, where they are known, are the digests of all its files: the revision pins the weights among them alone.
+    """
     # Converting a GGUF takes a gigabyte for a moment: a child process gives it back to the machine.
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as child:
         folder = child.submit(_fetch, reference, cache, endpoint_url).result()
@@ -181,7 +189,25 @@ def load_base(
             f"expected revision {base_revision} of {reference}, found {found}. "
             "Next: restore the model this release was made with, or release again."
         )
+    if files is not None:
+        _require_signed(reference, folder, files)
     return TransformersModel(reference, base_revision, folder, threads)
+
+
+def _require_signed(reference: str, folder: Path, files: Mapping[str, str]) -> None:
+    """Compare what the revision does not pin (configuration, tokenizer) with the signed digests. Raises ReleaseError."""
+    signed = {name: sha256 for name, sha256 in files.items() if not name.endswith(".safetensors")}
+    found = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".safetensors"
+    }
+    other = sorted(name for name in signed | found if signed.get(name) != found.get(name))
+    if other:
+        raise ReleaseError(
+            f"expected the files of {reference} as they were signed, found {', '.join(other[:3])} other, missing or new. "
+            "Next: restore that folder from a backup, or roll back."
+        )
 
 
 def _fetch(reference: str, cache: Path, endpoint_url: str | None) -> Path:

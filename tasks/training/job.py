@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.contracts import Artifact, digest, stage_uri
 from tasks.errors import MillraceError, Preempted, ServiceUnavailable, TrainingDiverged
+from tasks.provenance import packages
 from tasks.stage import StageContext
 from tasks.training import adapters, elastic
 from tasks.training.checkpoints import Checkpoints
@@ -171,6 +172,7 @@ class Job:
         outputs = {f"{kind}/{name}": item for name, item in storage.put_folder(f"{self.folder}/{kind}", final).items()}
         outputs["loss_curve"] = storage.put_rows(f"{self.folder}/loss_curve.jsonl", curve.rows)
         outputs["recipe"] = storage.put_json(f"{self.folder}/recipe.json", plan.recipe.model_dump(mode="json"))
+        outputs["packages"] = storage.put_json(f"{self.folder}/packages.json", packages())
         return {
             "outputs": {name: artifact.model_dump(mode="json") for name, artifact in outputs.items()},
             "steps": proof["step"],

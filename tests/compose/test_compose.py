@@ -101,7 +101,7 @@ def test_no_secret_of_another_is_in_a_container(project: Project) -> None:
     assert holders["POSTGRES_PASSWORD"] == {"postgres"}
     assert holders["MLFLOW_DB_PASSWORD"] == {"mlflow"}
     assert holders["AIRFLOW_ADMIN_PASSWORD"] == {"airflow-api"}
-    assert holders["ASSISTANT_KEY"] == {"airflow-scheduler"}
+    assert holders["ASSISTANT_KEY"] == holders["MILLRACE_SIGNING_KEY"] == {"airflow-scheduler"}
     assert "assistant" not in holders["AIRFLOW_DB_PASSWORD"] | holders["AIRFLOW_FERNET_KEY"]
 
 

@@ -1,5 +1,6 @@
 """The environment files: stable, private, overridable, and silent about secrets."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from local.environment import (
 )
 from local.errors import LocalError
 from local.settings import LocalSettings, load_settings, read_environment_file
+from tasks.release.signing_keys import key_id, signing_key, verify_keys
 from tasks.settings import load_settings as load_stage_settings
 
 
@@ -42,6 +44,16 @@ def test_a_shell_reads_back_what_was_written(settings: LocalSettings) -> None:
 def test_the_stages_accept_it(settings: LocalSettings) -> None:
     values, _ = stage_environment(settings, {}, {})
     assert load_stage_settings(values).launcher == "process"
+
+
+def test_a_new_stack_signs_its_releases_and_an_older_one_goes_on_without(settings: LocalSettings) -> None:
+    own = load_stage_settings(stage_environment(settings, {}, {})[0])
+    private = signing_key(own)
+    assert private is not None and list(verify_keys(own)) == [key_id(private.public_key())]
+    kept = load_secrets(settings.folder)
+    older = {name: value for name, value in kept.items() if name not in {"signing_key", "verify_key"}}
+    (settings.folder / "secrets.json").write_text(json.dumps(older))
+    assert not {"MILLRACE_SIGNING_KEY", "MILLRACE_VERIFY_KEY"} & set(stage_environment(settings, {}, {})[0])
 
 
 def test_two_stacks_share_no_secret(settings: LocalSettings, tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def test_no_secret_is_in_the_pod(trainer: Any) -> None:
     operator, pod = trainer
     container = pod.spec.containers[0]
     assert [source.secret_ref.name for source in container.env_from] == ["stage-environment"]
+    for stage in ("register", "promote", "roll_back"):  # the private key of releases is for these alone
+        signing = build(stage)[1].spec.containers[0].env_from[1].secret_ref
+        assert (signing.name, signing.optional) == ("stage-environment-signing", True)
     assert "hidden" not in str(pod.to_dict())
     assert operator.log_pod_spec_on_failure is False
     assert container.termination_message_policy == "FallbackToLogsOnError"

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import ModelError
+from tasks.errors import ModelError, SettingsError, SignatureError
 from tasks.release import ledger
+from tasks.release.signing import Recorded
+from tasks.release.signing_keys import make_pair
 from tasks.serving.answering import Assistant
 from tasks.serving.loading import Loaded, Loader
 from tasks.serving.lookup import find_in_postgres
@@ -61,6 +63,37 @@ def test_an_endpoint_that_refuses_us_is_told_before_a_question(
 ) -> None:
     monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda *_: Refused())
     assert "found status 401" in unready(loading)
+
+
+def test_whether_signatures_are_checked_is_told_and_a_wrong_key_is_told_at_the_start(
+    assistant: Assistant, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = call(app_of(assistant), "GET", "/readyz").json()
+    assert answer["signatures"] == "not checked" and not assistant.releases.checks_signatures
+    assert b"millrace_assistant_signatures_checked 0.0" in call(app_of(assistant), "GET", "/metrics").content
+    caplog.clear()
+    own = settings.model_copy(update={"verify_key": make_pair()[1]})
+    checking = Loader(own, Ledger(), threads=1)  # type: ignore[arg-type]
+    assert checking.checks_signatures and "not checked" not in caplog.text
+    Loader(settings, Ledger(), threads=1)  # type: ignore[arg-type]
+    assert caplog.text.count("signatures are not checked") == 1
+    with pytest.raises(SettingsError, match="MILLRACE_VERIFY_KEY"):
+        Loader(settings.model_copy(update={"verify_key": "x"}), Ledger(), threads=1)  # type: ignore[arg-type]
+
+
+def test_an_unsigned_release_is_not_loaded_where_signatures_are_checked(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.knowledge.embedders.load_embedder", lambda *_: pytest.fail("it came too far"))
+    monkeypatch.setattr("tasks.release.signing.recorded", lambda *_: Recorded(None, None, []))
+
+    class Connection:
+        def run(self, work: Any) -> Any:
+            return work(None)
+
+    own = settings.model_copy(update={"verify_key": make_pair()[1], "s3_endpoint_url": "http://127.0.0.1:9"})
+    with pytest.raises(SignatureError, match="of release 1, found none; it is not loaded"):
+        Loader(own, Connection(), threads=1).load(make_release(), None)  # type: ignore[arg-type]
 
 
 def test_the_lookup_asks_as_the_corpus_does(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
