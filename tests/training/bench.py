@@ -35,8 +35,11 @@ class Bench:
 
     def start(self, stage: str, run: str, **options: str) -> "subprocess.Popen[str]":
         arguments = [item for name, value in options.items() for item in (f"--{name}", value)]
+        return self.start_tool(stage, "--run", run, *arguments)
+
+    def start_tool(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "tasks", stage, "--run", run, *arguments],
+            [sys.executable, "-m", "tasks", name, *arguments],
             cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

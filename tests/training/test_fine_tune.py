@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.contracts import Manifest, digest_of
+from tasks.contracts import Artifact, Manifest, digest_of
 from tasks.database import connect
 from tasks.settings import repository_path
 from tasks.training.adapters import files_of
@@ -183,8 +183,9 @@ def test_the_champion_again_is_nothing_new(bench: Bench, trained: str, tiny: str
     assert "nothing new was learned" in gate["facts"]["reason"]
 
 
-def make_release(bench: Bench, facts: dict[str, Any], base_model: str) -> int:
+def make_release(bench: Bench, facts: dict[str, Any], base_model: str, evidence: Artifact | None = None) -> int:
     """Make the adapter of `facts` live, as `promote` would."""
+    proof = (evidence.uri, evidence.sha256) if evidence else ("u", "s")
     name = uuid.uuid4().hex
     with connect(bench.database) as connection:
         index = connection.execute(
@@ -196,8 +197,16 @@ def make_release(bench: Bench, facts: dict[str, Any], base_model: str) -> int:
         row = connection.execute(
             "INSERT INTO releases (kind, model_name, model_version, adapter_uri, adapter_sha256, base_model, base_revision, "
             "prompt_sha256, prompt, index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
-            "VALUES ('promotion', 'm', '1', %s, %s, %s, %s, 'p', 'p', %s, 'e', 'r', 'u', 's', 'test', 'test', %s) RETURNING release",
-            (facts["adapter_uri"], facts["adapter_sha256"], base_model, facts["base_revision"], index["version"], name),
+            "VALUES ('promotion', 'm', '1', %s, %s, %s, %s, 'p', 'p', %s, 'e', 'r', %s, %s, 'test', 'test', %s) RETURNING release",
+            (
+                facts["adapter_uri"],
+                facts["adapter_sha256"],
+                base_model,
+                facts["base_revision"],
+                index["version"],
+                *proof,
+                name,
+            ),
         ).fetchone()
     assert row is not None
     return int(row["release"])
