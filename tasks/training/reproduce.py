@@ -29,8 +29,9 @@ from tasks.release.ledger import ledger
 from tasks.settings import Settings, settings
 from tasks.storage import Storage
 from tasks.training.recipes import Recipe
-from tasks.training.reproduce_checks import Examined, Original, examine, recall
+from tasks.training.reproduce_checks import Examined, examine
 from tasks.training.reproduce_compare import METRIC, compare, metric, tolerance, unlike
+from tasks.training.reproduce_original import Original, recall
 
 FORMAT = "millrace.reproduction/1"
 OUTSIDE = 3  # the exit code of a held-out loss outside the tolerance

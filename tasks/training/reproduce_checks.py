@@ -1,9 +1,8 @@
 """What a released training needs to be done again, and what of it is here: told before anything is trained.
 
-Reads the evidence kept with a release (the manifests survive their run folder), every byte of its dataset, the recipe as it
-was trained with, the base model, and this machine. Writes nothing but the model cache. `examine` never fails for what it
-looks for: a finding says that it is missing. Fails with `ReleaseError` and `ManifestError` when the release's own evidence
-does not hold.
+Reads every byte of the dataset, the recipe as it was trained with, the base model, and this machine. Writes nothing but the
+model cache. It does not fail for what it looks for: a finding says that it is missing, or other. Fails with
+`ServiceUnavailable` when S3 does not answer.
 """
 
 import tempfile
@@ -15,18 +14,16 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from tasks import models
-from tasks.contracts import Artifact, Manifest, digest_of
-from tasks.errors import ManifestError, MillraceError, ModelError, RecipeError, ReleaseError, ServiceUnavailable
+from tasks.contracts import Artifact, digest_of
+from tasks.errors import ManifestError, MillraceError, ModelError, RecipeError, ServiceUnavailable
 from tasks.provenance import code_revision
-from tasks.release import evidence as proofs
-from tasks.release.ledger import Release
-from tasks.release.weights import Weights, release_columns, trained
 from tasks.settings import Settings
 from tasks.storage import Storage
 from tasks.training import adapters
 from tasks.training.job import Plan
 from tasks.training.made_with import made_with
 from tasks.training.recipes import Recipe, load_recipe
+from tasks.training.reproduce_original import Original
 from tasks.training.team import Team, gpus_here
 
 # `differs`: it can be trained, and may come out otherwise. `not here`: it can be prepared, but this machine cannot train it.
@@ -43,27 +40,6 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class Original:
-    """The training behind a release."""
-
-    release: Release
-    dataset: Manifest
-    train: Manifest
-    evaluate: Manifest
-    weights: Weights
-
-    def option(self, name: str) -> str:
-        """Return an option that `train` ran with."""
-        return str(self.train.options[name].value) if name in self.train.options else ""
-
-    @property
-    def frozen(self) -> dict[str, Artifact]:
-        """What of the dataset outlives its run folder: the rows of each side."""
-        inside = f"{self.dataset.run.rstrip('/')}/"
-        return {name: item for name, item in self.dataset.outputs.items() if not item.uri.startswith(inside)}
-
-
 @dataclass
 class Examined:
     """What was found. `here` is what `train` would say of itself on this machine, as far as that can be told."""
@@ -75,27 +51,6 @@ class Examined:
     def of(self, level: Level) -> list[Finding]:
         """Return the findings of one level."""
         return [one for one in self.findings if one.level == level]
-
-
-def recall(storage: Storage, release: Release) -> Original:
-    """Return the training behind a release from its kept evidence. Raises ManifestError, ReleaseError."""
-    content = proofs.recall(storage, release.evidence_uri, release.evidence_sha256)
-    kept = content.get("manifests", {})
-    wanted = ("validate_dataset", "train", "evaluate")
-    if missing := [name for name in wanted if name not in kept]:
-        raise ReleaseError(
-            f"expected the manifests of the training in the evidence of release {release.release}, found none of "
-            f"{', '.join(missing)}. Next: reproduce a release that was promoted from a candidate."
-        )
-    dataset, train, evaluate = (Manifest.model_validate(kept[name]) for name in wanted)
-    weights = trained(train)
-    named = release_columns(weights, train)
-    if (named["adapter_sha256"], named["base_revision"]) != release.identity:
-        raise ReleaseError(
-            f"expected evidence about adapter and base {release.identity}, which release {release.release} has, found "
-            f"{named['adapter_sha256']}, {named['base_revision']}. Next: compare the ledger with a backup."
-        )
-    return Original(release, dataset, train, evaluate, weights)
 
 
 def examine(settings: Settings, storage: Storage, original: Original) -> Examined:

@@ -13,7 +13,7 @@ from tasks.errors import ReproductionError
 from tasks.release.weights import claimed, trained
 from tasks.storage import Storage
 from tasks.training.recipes import Recipe
-from tasks.training.reproduce_checks import Original
+from tasks.training.reproduce_original import Original
 
 METRIC, BASE_METRIC = "candidate_loss", "base_loss"
 # Nats per token of the held-out rows. The first two are those that tests/training/test_survival.py holds the curves to.
