@@ -10,6 +10,7 @@
     │   ├── ModelError                a model reference or folder cannot be used
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
+    │   ├── ReproductionError         a training cannot be done again as it was
     │   ├── ReleaseError              a release cannot be made, found or restored
     │   └── SignatureError            a release is not signed by an accepted key, or is not what was signed
     ├── GateRefused               3   a gate said no: a result, not an outage
@@ -67,6 +68,10 @@ class TrainingDiverged(BadInput):
 
 class ManifestError(BadInput):
     """The manifest of an input stage is missing, incomplete, or names bytes that are not there."""
+
+
+class ReproductionError(BadInput):
+    """A training cannot be done again as it was, or what was done is not that training."""
 
 
 class ReleaseError(BadInput):

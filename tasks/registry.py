@@ -58,6 +58,7 @@ TOOLS = {
     "restore": "tasks.backup.command:restore",
     "reconcile": "tasks.backup.command:reconcile",
     "metrics": "tasks.observability.exporter:main",
+    "reproduce": "tasks.training.reproduce:main",
 }
 
 

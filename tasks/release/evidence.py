@@ -54,6 +54,8 @@ def check(evidence: Evidence) -> None:
     gate, train, evaluate = evidence.gate, evidence.train, evidence.evaluate
     if gate.status != "complete" or gate.facts.get("verdict") != "promote":
         raise _broken("the verdict 'promote'", repr(gate.facts.get("verdict")), gate)
+    if (done_again := train.facts.get("reproduces")) is not None:
+        raise _broken("a training of a candidate", f"the training of release {done_again} done again", train)
     weights = evidence.weights
     held_out = evidence.validate_dataset.outputs["held_out"].sha256
     said = train.facts.get(f"{weights.kind}_sha256"), claimed(evaluate.facts), claimed(gate.facts)

@@ -31,7 +31,7 @@ _BATCH = 1000  # rows between two reports of progress
 class Options(StageOptions):
     """Recipe, base model, and where it will run."""
 
-    recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes")
+    recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes, or a .yaml of your own")
     base_model: str = from_setting("base_model", "package:..., hub:ORG/NAME@REVISION or s3://bucket/folder")
     adapter: str = ""
     gpus_per_node: int = 1
@@ -60,7 +60,7 @@ class Report:
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Measure the rows, check that all fits together, and estimate time and cost."""
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, storage=context.storage)
     require_packages(recipe)
     fit.require_machines(recipe, options.gpus_per_node, options.node_count, context.settings.gpus_per_node)
     world = ranks(recipe, options.gpus_per_node) * recipe.distribution.nodes

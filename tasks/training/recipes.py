@@ -1,6 +1,6 @@
 """Training recipes: small YAML files, read strictly.
 
-Reads `tasks/training/recipes/NAME.yaml` and the DeepSpeed configuration it names in
+Reads `tasks/training/recipes/NAME.yaml` (or a file of another path, or of S3) and the DeepSpeed configuration it names in
 `tasks/training/deepspeed/`. Writes nothing. Fails with `RecipeError`, naming all problems at once, when
 a recipe is unknown, a key is misspelt (with the nearest right name) or missing, or values do not fit together.
 """
@@ -8,13 +8,16 @@ a recipe is unknown, a key is misspelt (with the nearest right name) or missing,
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.errors import RecipeError, nearest
+from tasks.errors import ManifestError, RecipeError, nearest
 from tasks.settings import repository_path
+
+if TYPE_CHECKING:
+    from tasks.storage import Storage  # the ranks read a recipe too, and have no use for its packages
 
 RECIPES = Path(__file__).parent / "recipes"
 DEEPSPEED = Path(__file__).parent / "deepspeed"
@@ -224,29 +227,40 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str, folder: Path = RECIPES) -> Recipe:
-    """Return the recipe called `name`, or in the file `name` where it ends in .yaml. Raises RecipeError."""
+def load_recipe(name: str, folder: Path = RECIPES, storage: "Storage | None" = None) -> Recipe:
+    """Return the recipe called `name`, or in the file `name` where it ends in .yaml (of `storage` where it is in S3). Raises RecipeError."""
+    text, file = _text(name, folder, storage)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"expected YAML in {file}, found {error}. Next: correct that line.") from error
+    recipe, problems = _parse(raw)
+    if recipe is not None:
+        problems += _deepspeed_problems(recipe)
+    if recipe is None or problems:
+        raise RecipeError(
+            f"expected a recipe in {file} as tasks/training/recipes.py describes, found:\n  "
+            + "\n  ".join(problems)
+            + "\nNext: correct these keys; the other recipes are examples."
+        )
+    return recipe
+
+
+def _text(name: str, folder: Path, storage: "Storage | None") -> tuple[str, str]:
+    """Return the text of a recipe, and the name of its file."""
     own = name.endswith(".yaml")
+    if own and name.startswith("s3://") and storage is not None:
+        try:
+            return storage.get_bytes(name).decode(), name
+        except ManifestError as error:
+            raise RecipeError(f"expected a recipe at {name}, found none. Next: correct the place.") from error
     path = repository_path(name) if own else folder / f"{name}.yaml"
     known = sorted(entry.stem for entry in folder.glob("*.yaml"))
     if own and not path.is_file():
         raise RecipeError(f"expected a recipe in the file {name}, found none. Next: correct the path.")
     if not own and name not in known:
         raise RecipeError(f"expected a recipe ({', '.join(known)}), found {name!r}.{nearest(name, known)}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"expected YAML in {path.name}, found {error}. Next: correct that line.") from error
-    recipe, problems = _parse(raw)
-    if recipe is not None:
-        problems += _deepspeed_problems(recipe)
-    if recipe is None or problems:
-        raise RecipeError(
-            f"expected a recipe in {path.name} as tasks/training/recipes.py describes, found:\n  "
-            + "\n  ".join(problems)
-            + "\nNext: correct these keys; the other recipes are examples."
-        )
-    return recipe
+    return path.read_text(encoding="utf-8"), path.name
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:

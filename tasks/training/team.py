@@ -67,12 +67,18 @@ def _ranks_here(recipe: Recipe) -> int:
     if recipe.distribution.accelerator == "cpu":
         assert isinstance(wanted, int)
         return wanted
-    # Asked in a child: importing torch here would hold memory for as long as the training runs.
-    probe = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    present = int(subprocess.run(probe, check=True, capture_output=True, text=True).stdout)
+    present = len(gpus_here())
     if present < 1 or wanted not in {"all", present}:
         raise RecipeError(
             f"expected {wanted} GPUs on this machine for this recipe (distribution.ranks), found {present}. "
             "Next: ask for as many (parameter gpus), correct the recipe, or hide the others with CUDA_VISIBLE_DEVICES."
         )
     return present
+
+
+def gpus_here() -> list[str]:
+    """Return the names of the GPUs that a training would use here."""
+    # Asked in a child: importing torch here would hold memory for as long as the training runs.
+    named = "import torch; print(*map(torch.cuda.get_device_name, range(torch.cuda.device_count())), sep='\\n')"
+    found = subprocess.run([sys.executable, "-c", named], check=True, capture_output=True, text=True).stdout
+    return [line for line in found.splitlines() if line]

@@ -7,6 +7,9 @@ to MLflow while it trains. The fingerprint is a digest of all that decides the r
 stands and the bytes it names are there, nothing is trained. On SIGTERM it saves a checkpoint after the step
 it is in, and raises `Preempted`; a retry of the run goes on from there, also on another number of ranks.
 
+With `--reproduces RELEASE` it trains what was trained before, for `python -m tasks reproduce`: the result goes to the run
+folder, what stands at `models/` is left alone, and it is never registered.
+
 With `distribution.nodes` above 1 each node runs this stage: node 0 as such, node K as its part `node-K`.
 Fails as `tasks.training.job` says, and with `RecipeError`, `ModelError` and `SettingsError`.
 """
@@ -15,12 +18,15 @@ import json
 import logging
 from typing import Any
 
+from pydantic import Field
+
 from tasks import models
-from tasks.contracts import Artifact, digest_of
+from tasks.contracts import Artifact, digest_of, stage_uri
 from tasks.errors import ManifestError, OptionError
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting
 from tasks.training import adapters
 from tasks.training.job import Job, Plan
+from tasks.training.made_with import made_with
 from tasks.training.recipes import load_recipe
 from tasks.training.team import gather
 
@@ -31,29 +37,43 @@ _LAST = "training.json"
 class Options(StageOptions):
     """Recipe, base model, and what to start from."""
 
-    recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes")
+    recipe: str = from_setting("recipe", "Name of a file in tasks/training/recipes, or a .yaml of your own")
     base_model: str = from_setting("base_model", "package:..., hub:ORG/NAME@REVISION or s3://bucket/folder")
     adapter: str = ""
+    reproduces: str = Field(
+        default="",
+        pattern=r"^[0-9]*$",
+        description="Release whose training is done again; the result is never released",
+    )
 
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Train, or return what these inputs trained before."""
     plan = _plan(context, options)
-    folder = f"{context.bucket}/models/{plan.fingerprint}"
+    folder = _folder(context, plan, options)
     kept = _kept(context, folder)
     if kept is not None:
         log.info("the same inputs were trained before: 0 steps, what stands at %s is taken", folder)
-        return _result(plan, folder, kept | {"outputs": kept["outputs"] | _own_recipe(context, plan, kept)}, steps=0)
+        kept["outputs"] |= _own_recipe(context, plan, kept)
+        return _result(plan, folder, kept, steps=0, reproduces=options.reproduces)
     trained = Job(context, plan, folder).run()
     if plan.team.node:
         return StageResult(counts={"steps": trained["steps"]}, facts={"node": plan.team.node}, gpus=_gpus(plan))
+    trained["made_with"] = made_with(context.settings, plan.recipe)
     # Only now is this training complete: the ranks have proven it, the bytes are there, MLflow has the curve.
     context.storage.put_json(f"{folder}/{_LAST}", trained)
-    return _result(plan, folder, trained, steps=trained["steps"])
+    return _result(plan, folder, trained, steps=trained["steps"], reproduces=options.reproduces)
+
+
+def _folder(context: StageContext, plan: Plan, options: Options) -> str:
+    """Return where the result goes: of the same inputs always the same place, but for what is done again on purpose."""
+    if options.reproduces:
+        return f"{stage_uri(context.run, context.stage)}/reproduction"
+    return f"{context.bucket}/models/{plan.fingerprint}"
 
 
 def _plan(context: StageContext, options: Options) -> Plan:
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, storage=context.storage)
     team = gather(recipe, context.settings)
     expected = f"node-{team.node}" if team.node else None
     if context.part != expected:
@@ -110,7 +130,7 @@ def _own_recipe(context: StageContext, plan: Plan, kept: dict[str, Any]) -> dict
     return {"recipe": context.storage.put_json(f"{context.folder}/recipe.json", recipe).model_dump(mode="json")}
 
 
-def _result(plan: Plan, folder: str, trained: dict[str, Any], steps: int) -> StageResult:
+def _result(plan: Plan, folder: str, trained: dict[str, Any], *, steps: int, reproduces: str) -> StageResult:
     outputs = {name: Artifact.model_validate(value) for name, value in trained["outputs"].items()}
     kind = "model" if plan.whole else "adapter"
     return StageResult(
@@ -130,7 +150,10 @@ def _result(plan: Plan, folder: str, trained: dict[str, Any], steps: int) -> Sta
             "base_revision": plan.base_revision,
             "dataset_sha256": plan.dataset_sha256,
             "ranks": plan.team.world,
-        },
+            "made_with": trained.get("made_with"),  # None of what was trained before it was recorded
+            "start_adapter_sha256": digest_of(plan.adapter) if plan.adapter else None,
+        }
+        | ({"reproduces": int(reproduces)} if reproduces else {}),
         base_model=f"{plan.base_model}@{plan.base_revision}",
         gpus=_gpus(plan) if steps else 0,
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 
-from tasks.contracts import Manifest
+from tasks.contracts import Artifact, Manifest
+from tasks.database import connect
 from tasks.registry import load_stage
 from tasks.settings import REPOSITORY, load_settings
 from tasks.stage import run_stage
@@ -35,8 +36,11 @@ class Bench:
 
     def start(self, stage: str, run: str, **options: str) -> "subprocess.Popen[str]":
         arguments = [item for name, value in options.items() for item in (f"--{name}", value)]
+        return self.start_tool(stage, "--run", run, *arguments)
+
+    def start_tool(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "tasks", stage, "--run", run, *arguments],
+            [sys.executable, "-m", "tasks", name, *arguments],
             cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -92,6 +96,35 @@ def copy_dataset(bench: Bench, run: str) -> str:
             body = bench.storage.get_bytes(uri)
             bench.storage.put_bytes(uri.replace(run, other), body.replace(run.encode(), other.encode()))
     return other
+
+
+def make_release(bench: Bench, facts: dict[str, Any], base_model: str, evidence: Artifact | None = None) -> int:
+    """Make the adapter of `facts` live, as `promote` would."""
+    proof = (evidence.uri, evidence.sha256) if evidence else ("u", "s")
+    name = uuid.uuid4().hex
+    with connect(bench.database) as connection:
+        index = connection.execute(
+            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
+            "VALUES ('f', 'c', 's', 'e', 3, %s, 'former', %s) RETURNING version",
+            (f"chunks_{name}", name),
+        ).fetchone()
+        assert index is not None
+        row = connection.execute(
+            "INSERT INTO releases (kind, model_name, model_version, adapter_uri, adapter_sha256, base_model, base_revision, "
+            "prompt_sha256, prompt, index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
+            "VALUES ('promotion', 'm', '1', %s, %s, %s, %s, 'p', 'p', %s, 'e', 'r', %s, %s, 'test', 'test', %s) RETURNING release",
+            (
+                facts["adapter_uri"],
+                facts["adapter_sha256"],
+                base_model,
+                facts["base_revision"],
+                index["version"],
+                *proof,
+                name,
+            ),
+        ).fetchone()
+    assert row is not None
+    return int(row["release"])
 
 
 def wait_for_rank(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:

@@ -1,5 +1,6 @@
 """The stages of a fine-tune for real: DeepSpeed with two ranks, S3, MLflow, Postgres."""
 
+import json
 import math
 import uuid
 from collections import Counter
@@ -12,13 +13,18 @@ import yaml
 
 from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
+from tasks.errors import ReleaseError
 from tasks.evaluation.measures import BASE, CANDIDATE
 from tasks.evaluation.sets import NONE_ASKED
 from tasks.evaluation.table import read_table
+from tasks.release import evidence as proofs
+from tasks.release.evidence import Evidence
 from tasks.serving.prompt import prompt_digest
 from tasks.settings import repository_path
+from tasks.settings import settings as process_settings
+from tasks.training import reproduce
 from tasks.training.adapters import files_of
-from tests.training.bench import TINY, Bench, copy_dataset, validate_new, wait_for_rank
+from tests.training.bench import TINY, Bench, copy_dataset, make_release, validate_new, wait_for_rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -223,24 +229,39 @@ def test_the_champion_again_is_nothing_new(bench: Bench, trained: str, tiny: str
     assert "nothing new was learned" in gate["facts"]["reason"]
 
 
-def make_release(bench: Bench, facts: dict[str, Any], base_model: str) -> int:
-    """Make the adapter of `facts` live, as `promote` would."""
-    name = uuid.uuid4().hex
-    with connect(bench.database) as connection:
-        index = connection.execute(
-            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
-            "VALUES ('f', 'c', 's', 'e', 3, %s, 'former', %s) RETURNING version",
-            (f"chunks_{name}", name),
-        ).fetchone()
-        assert index is not None
-        row = connection.execute(
-            "INSERT INTO releases (kind, model_name, model_version, adapter_uri, adapter_sha256, base_model, base_revision, "
-            "prompt_sha256, prompt, index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
-            "VALUES ('promotion', 'm', '1', %s, %s, %s, %s, 'p', 'p', %s, 'e', 'r', 'u', 's', 'test', 'test', %s) RETURNING release",
-            (facts["adapter_uri"], facts["adapter_sha256"], base_model, facts["base_revision"], index["version"], name),
-        ).fetchone()
-    assert row is not None
-    return int(row["release"])
+def test_a_released_training_is_done_again_to_the_same_loss(bench: Bench, trained: str, tiny: str) -> None:
+    stages = {name: bench.manifest(trained, name) for name in ("validate_dataset", "train", "evaluate")}
+    first, loss = stages["train"], stages["evaluate"].metrics["candidate_loss"]
+    content = {"manifests": {name: manifest.model_dump(mode="json") for name, manifest in stages.items()}}
+    evidence = proofs.keep(bench.storage, bench.bucket, content)
+    number = str(make_release(bench, first.facts, tiny, evidence))
+    models = list(bench.storage.list(f"{bench.bucket}/models/"))
+    run = f"{bench.bucket}/runs/reproduce/{uuid.uuid4().hex}"
+    process = bench.start_tool("reproduce", number, "--run", run, "--start")
+    out, log = process.communicate()
+    assert process.returncode == 0, f"{out}\n{log[-3000:]}"
+    again = bench.manifest(run, "train")
+    assert again.counts["steps"] == first.counts["steps"] == 3, "it was trained, not found"
+    assert again.facts["training_fingerprint"] == first.facts["training_fingerprint"]
+    assert list(bench.storage.list(f"{bench.bucket}/models/")) == models, "the original is left alone"
+    told = json.loads(out.splitlines()[-1])
+    assert (told["within"], told["tolerance"]) == (True, 1e-6), "the same machine, ranks and packages"
+    assert told["found"] == pytest.approx(loss, abs=1e-6)
+    assert told["same_bytes"] is True
+    assert "byte for byte those of the release" in out
+
+    evaluate = bench.manifest(run, "evaluate")
+    passed = evaluate.model_copy(update={"facts": {"verdict": "promote"}})
+    with pytest.raises(ReleaseError, match="done again"):
+        proofs.check(Evidence(stages["validate_dataset"], again, evaluate, passed))
+
+    other = evaluate.metrics | {"candidate_loss": loss + 0.001}
+    bench.storage.put_bytes(evaluate.uri, evaluate.model_copy(update={"metrics": other}).to_bytes())
+    process_settings.cache_clear()
+    assert reproduce.main([number, "--run", run]) == 3
+    process_settings.cache_clear()
+    kept = json.loads(bench.storage.get_bytes(f"{run}/reproduce/comparison.json"))
+    assert (kept["within"], round(kept["difference"], 6)) == (False, 0.001)
 
 
 def test_accepted_corrections_are_trained_on(bench: Bench) -> None:
