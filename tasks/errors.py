@@ -10,6 +10,7 @@
     │   ├── ModelError                a model reference or folder cannot be used
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
+    │   ├── EvidenceError             the scores that a verdict needs are missing, broken or about other rows
     │   └── ReleaseError              a release cannot be made, found or restored
     ├── GateRefused               3   a gate said no: a result, not an outage
     └── TryAgain                 75   retry later
@@ -66,6 +67,10 @@ class TrainingDiverged(BadInput):
 
 class ManifestError(BadInput):
     """The manifest of an input stage is missing, incomplete, or names bytes that are not there."""
+
+
+class EvidenceError(BadInput):
+    """The scores that a verdict needs are missing, broken, or about other rows. The gate turns it into hold."""
 
 
 class ReleaseError(BadInput):

@@ -155,7 +155,9 @@ class Evaluation(Part):
     def _guarded(self) -> "Evaluation":
         for name, margin in self.guards.items():
             if name not in GUARDS:
-                raise ValueError(f"guards: expected measures of {', '.join(GUARDS)}, found {name!r}.{nearest(name, GUARDS)}")
+                raise ValueError(
+                    f"guards: expected measures of {', '.join(GUARDS)}, found {name!r}.{nearest(name, GUARDS)}"
+                )
             if not (math.isfinite(margin) and margin >= 0):
                 raise ValueError(f"guards: expected a margin of at least 0 for {name}, found {margin}")
         return self
