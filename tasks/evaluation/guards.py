@@ -6,6 +6,7 @@ Multiple Test Procedure): that any of them speaks where nothing is worse has a c
 and that is told. Raises `EvidenceError` as `pairs` does.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -115,7 +116,8 @@ def drawn_of(check: Check, resamples: int, seed: int) -> Drawn:
 def described(check: Check, drawn: Drawn, margin: float, p: float, adjusted: float, alone: float) -> Judged:
     """Return the row of the verdict's table: figures as they were measured, and the word."""
     low, high = (float(end[0]) for end in drawn.ends())
-    word = word_of(adjusted, alone, high, margin)
+    # Rows that do not differ at all are no proof that none ever will: their interval is a point for want of spread.
+    word = word_of(adjusted, alone, high if drawn.error[0] > 0 else math.inf, margin)
     total = sum(check.values.weights)
     candidate, reference = sum(check.values.candidate) / total, sum(check.values.reference) / total
     ends = (low, high) if check.measure.better == "lower" else (0.0 - high, 0.0 - low)
@@ -130,7 +132,7 @@ def word_of(adjusted: float, alone: float, worst: float, margin: float) -> Word:
     only this measure were judged: of a slice, corrected for the slices of the measure.
 
     `regressed`: surely worse than the margin, all tests considered. `doubtful`: alone, the measure would say so.
-    `kept`: surely no worse than the margin. `open`: the rows show neither.
+    `kept`: surely no worse than the margin. `open`: the rows show neither, or do not differ at all.
     """
     if adjusted <= ALPHA:
         return "regressed"

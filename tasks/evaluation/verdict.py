@@ -19,6 +19,7 @@ from tasks.training.recipes import Evaluation
 
 Word = Literal["promote", "hold", "review"]
 NEEDED = ("base_loss", "candidate_loss", "difference", "difference_low", "difference_high")
+FEW, SUREST = 40, 0.99  # below so many rows, so wide an interval must say that a candidate is better
 
 
 class Verdict(NamedTuple):
@@ -56,12 +57,24 @@ def examine(table: Sequence[Row], metrics: Mapping[str, float], facts: Mapping[s
     try:
         pairs = paired(table, sets, champion=facts.get("champion_release") is not None)
         found, left = checks(pairs, bounds, facts.get("left_out") or {})
-        primary = _primary(pairs[PRIMARY.set], bounds)
+        primary, surest = _primary(pairs[PRIMARY.set], bounds)
     except EvidenceError as error:
         return Result("hold", str(error))
     guards = judge_guards(found, bounds)
-    verdict = decide(judge(metrics, facts, bounds), guards)
+    verdict = decide(careful(judge(metrics, facts, bounds), primary.rows, surest, bounds), guards)
     return Result(verdict.word, verdict.reason, [primary, *guards], left, most_changed(pairs))
+
+
+def careful(primary: Verdict, rows: int, surest: float, bounds: Evaluation) -> Verdict:
+    """Return the verdict, or review where few rows promote: of FEW rows, a few that got far worse may well show none.
+
+    `surest` is the upper end of the interval of SUREST. The benchmark `verdict_power` shows what this is for.
+    """
+    if primary.word == "promote" and rows < FEW and surest >= -bounds.margin:
+        return Verdict(
+            "review", f"{primary.reason}, but {rows} rows are few: their {SUREST:.0%} interval ends at {surest:+.3f}"
+        )
+    return primary
 
 
 def decide(primary: Verdict, guards: Sequence[Judged]) -> Verdict:
@@ -77,16 +90,19 @@ def decide(primary: Verdict, guards: Sequence[Judged]) -> Verdict:
     return primary
 
 
-def _primary(pairs: Sequence[Pair], bounds: Evaluation) -> Judged:
-    """Return the row of the primary measure. Its margin is how much better it must surely be, and `p` how likely figures
-    like these are where it is not."""
+def _primary(pairs: Sequence[Pair], bounds: Evaluation) -> tuple[Judged, float]:
+    """Return the row of the primary measure, and the upper end of its interval of SUREST.
+
+    Its margin is how much better it must surely be, and `p` how likely figures like these are where it is not.
+    """
     found = values(PRIMARY, pairs)
     check = Check(PRIMARY, "", found)
     drawn = drawn_of(check, bounds.resamples, bounds.seed)
     turned = Check(PRIMARY, "", found._replace(candidate=found.reference, reference=found.candidate))
     p = float(drawn_of(turned, bounds.resamples, bounds.seed).p_above(bounds.margin)[0])
     row = described(check, drawn, bounds.margin, p, p, p)
-    return row._replace(word="better" if row.high < -bounds.margin else "regressed" if row.low > 0 else "open")
+    row = row._replace(word="better" if row.high < -bounds.margin else "regressed" if row.low > 0 else "open")
+    return row, float(drawn.ends(SUREST)[1][0])
 
 
 def _told(guards: Sequence[Judged]) -> str:
