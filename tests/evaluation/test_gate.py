@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tasks.contracts import Artifact, digest_of
-from tasks.errors import ManifestError
+from tasks.errors import ManifestError, ReleaseError
 from tasks.evaluation import gate
 from tasks.evaluation.evaluate import compare, read_scores
 from tasks.evaluation.measures import MODELS
 from tasks.evaluation.table import put_table
+from tasks.release import evidence
 from tasks.stage import StageResult
 from tasks.training.recipes import load_recipe
 from tests.evaluation.tables import Table, change, make_table
@@ -234,3 +235,65 @@ def test_evidence_from_before_the_table_is_judged_by_its_losses() -> None:
     no_sets(context)
     result = judged(context)
     assert (result.facts["verdict"], "sets" in result.facts) == ("promote", False)
+
+
+def released(context: Any) -> Any:
+    """Return what `register` and `promote` read of a fine-tune: the stages, and the gate's manifest over them."""
+    result, inputs = judged(context), context.inputs
+    seen = {f"{stage}/{name}": a for stage, found in inputs.items() for name, a in found.outputs.items()}
+    stage = SimpleNamespace(status=result.status, facts=dict(result.facts), inputs=seen, uri="gate")
+    inputs["evaluate"].stage, inputs["validate_dataset"].stage, inputs["train"].stage = (
+        "evaluate", "validate_dataset", "train",
+    )  # fmt: skip
+    inputs["evaluate"].uri = "evaluate"
+    return evidence.Evidence(gate=stage, **inputs)  # type: ignore[arg-type]
+
+
+def said_promote(found: Any) -> None:
+    found.gate.facts["verdict"] = "hold"
+
+
+def refused(found: Any) -> None:
+    found.gate.status = "refused"
+
+
+def of_another_model(found: Any) -> None:
+    found.gate.facts["weights_sha256"] = "0" * 64
+
+
+def another_measurement(found: Any) -> None:
+    found.evaluate.facts["weights_sha256"] = "0" * 64
+
+
+def of_another_set(found: Any) -> None:
+    found.gate.facts["sets"] = found.gate.facts["sets"] | {"safety": {"sha256": "0" * 64, "rows": 24}}
+
+
+def a_set_that_changed(found: Any) -> None:
+    old = found.evaluate.outputs["sets/safety"]
+    found.evaluate.outputs["sets/safety"] = old.model_copy(update={"sha256": "1" * 64})
+
+
+def another_table(found: Any) -> None:
+    old = found.evaluate.outputs["scores"]
+    found.evaluate.outputs["scores"] = old.model_copy(update={"sha256": "1" * 64})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (said_promote, "expected the verdict 'promote', found 'hold'"),
+        (refused, "expected the verdict 'promote'"),
+        (of_another_model, "expected adapter .*, found 0000"),
+        (another_measurement, "expected adapter .*, found 0000"),
+        (of_another_set, "expected evaluation sets .* in gate"),
+        (a_set_that_changed, "expected evaluate/sets/safety 1111"),
+        (another_table, "expected evaluate/scores 1111"),
+    ],
+)
+def test_only_this_verdict_opens_a_release(spoil: Callable[[Any], None], told: str) -> None:
+    found = released(make())
+    evidence.check(found)
+    spoil(found)
+    with pytest.raises(ReleaseError, match=told):
+        evidence.check(found)
