@@ -72,7 +72,8 @@ def careful(primary: Verdict, rows: int, surest: float, bounds: Evaluation) -> V
     """
     if primary.word == "promote" and rows < FEW and surest >= -bounds.margin:
         return Verdict(
-            "review", f"{primary.reason}, but {rows} rows are few: their {SUREST:.0%} interval ends at {surest:+.3f}"
+            "review",
+            f"{primary.reason}, but {rows} rows are few: their {100 * SUREST:.0f} % interval ends at {surest:+.3f}",
         )
     return primary
 

@@ -11,7 +11,7 @@ from tasks.evaluation.guards import ALPHA, holm, word_of
 from tasks.evaluation.margins import GUARDS
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION, MEASURES
 from tasks.evaluation.paired import Score
-from tasks.evaluation.verdict import Result, examine
+from tasks.evaluation.verdict import Result, Verdict, careful, examine
 from tasks.evaluation.verdict_text import markdown
 from tasks.training.recipes import Evaluation, load_recipe
 from tests.evaluation.tables import Table, change, make_table, sets_of
@@ -125,6 +125,22 @@ def test_few_rows_are_not_judged_and_that_is_told() -> None:
     assert told["held_out by topic"].startswith("fewer than 20 rows: t0 (1), t1 (1), ")
     assert told["held_out by topic"].endswith("and 40 more")
     assert "golden" not in {one.set for one in result.judged}
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.08, "review"), (0.2, "promote")])
+def test_few_rows_must_be_surer(gain: float, word: str) -> None:
+    table = make_table(rows={"held_out": 12}, gain=gain)
+    facts = {"rows": 12, "output_changed": True, "weights_sha256": "new", "sets": sets_of(table), "champion_release": 3}
+    result = examine(table, metrics_of(table), facts, BOUNDS.model_copy(update={"min_rows": 8}))
+    assert (result.word, result.judged[0].high < 0) == (word, True)
+    assert ("12 rows are few: their 99 % interval ends at +0.003" in result.reason) == (word == "review")
+
+
+def test_enough_rows_are_taken_at_their_word() -> None:
+    better = Verdict("promote", "better")
+    assert careful(better, 40, 0.001, BOUNDS) is careful(better, 39, -0.001, BOUNDS) is better
+    assert careful(better, 39, 0.001, BOUNDS).word == "review"
+    assert careful(Verdict("hold", "worse"), 12, 0.001, BOUNDS).word == "hold"
 
 
 def test_guards_only_take_away() -> None:
