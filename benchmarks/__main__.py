@@ -20,6 +20,7 @@ from benchmarks import (
     overhead,
     packing,
     sync,
+    verdict,
 )
 from benchmarks.result import NotMeasured, Result, keep, machine
 
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "drift_power": drift.drift_power,
     "embedding_drift": drift.embedding_drift,
     "nightly_check": nightly.nightly_check,
+    "verdict_power": verdict.verdict_power,
     "assistant_overhead": assistant.assistant_overhead,
     "assistant_load": assistant.assistant_load,
 }

@@ -11,6 +11,7 @@
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
     │   ├── ReproductionError         a training cannot be done again as it was
+    │   ├── EvidenceError             the scores that a verdict needs are missing, broken or about other rows
     │   ├── ReleaseError              a release cannot be made, found or restored
     │   └── SignatureError            a release is not signed by an accepted key, or is not what was signed
     ├── GateRefused               3   a gate said no: a result, not an outage
@@ -72,6 +73,10 @@ class ManifestError(BadInput):
 
 class ReproductionError(BadInput):
     """A training cannot be done again as it was, or what was done is not that training."""
+
+
+class EvidenceError(BadInput):
+    """The scores that a verdict needs are missing, broken, or about other rows. The gate turns it into hold."""
 
 
 class ReleaseError(BadInput):

@@ -1,16 +1,21 @@
 """Say whether the candidate may be released: promote, hold or review.
 
-Reads the manifests of `validate_dataset`, `train` and `evaluate`, the trained bytes and the scores of
-every row. Writes `verdict.json`. It believes no figure that it can compute: digests are taken again, and
-the difference is computed again from the scores. Refused (exit code 3) unless the verdict is promote;
-what is missing, broken, or about other bytes is hold.
+Reads the manifests of `validate_dataset`, `train` and `evaluate`, the trained bytes, the evaluation sets and the scores of
+every row. Writes `verdict.json` (the verdict, what was judged, what was not, what changed most) and `verdict.md`, the same for a
+person. It believes no figure that it can compute: digests are taken again, and differences are computed again from the
+scores. The verdict is bound to the weights' digest and to the digest of every set. Refused (exit code 3) unless the verdict is
+promote; what is missing, broken, or about other bytes is hold.
 """
 
 from typing import Any
 
-from tasks.errors import ManifestError
+from tasks.errors import EvidenceError, ManifestError
+from tasks.evaluation import verdict_text
 from tasks.evaluation.evaluate import compare, read_scores
-from tasks.evaluation.verdict import Verdict, judge
+from tasks.evaluation.measures import PRIMARY
+from tasks.evaluation.pairs import Row
+from tasks.evaluation.table import read_table
+from tasks.evaluation.verdict import Result, examine, judge
 from tasks.release.weights import claimed, trained, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.recipes import Recipe
@@ -28,25 +33,83 @@ def run(context: StageContext, options: Options) -> StageResult:
     recipe = Recipe.model_validate(context.storage.get_json(context.input("train", "recipe")), strict=False)
     try:
         doubt = doubts(context, recipe)
-    except ManifestError as error:
-        doubt = str(error)
-    verdict = Verdict("hold", doubt) if doubt else judge(evaluate.metrics, evaluate.facts, recipe.evaluation)
+        result = Result("hold", doubt) if doubt else _judged(context, recipe)
+    except (ManifestError, EvidenceError) as error:
+        result = Result("hold", str(error))
     facts: dict[str, Any] = {
-        "verdict": verdict.word,
-        "reason": verdict.reason,
+        "verdict": result.word,
+        "reason": result.reason,
         "weights_sha256": claimed(evaluate.facts),
         "held_out_sha256": evaluate.facts.get("held_out_sha256"),
         "champion_release": evaluate.facts.get("champion_release"),
     }
-    report = context.storage.put_json(f"{context.folder}/verdict.json", facts | {"metrics": evaluate.metrics})
+    if "sets" in evaluate.facts:
+        facts["sets"] = evaluate.facts["sets"]
+    report = result.to_dict() | facts | {"metrics": evaluate.metrics, "left_out": evaluate.facts.get("left_out", {})}
+    body = verdict_text.markdown(result, facts).encode()
     return StageResult(
-        outputs={"verdict": report},
+        outputs={
+            "verdict": context.storage.put_json(f"{context.folder}/verdict.json", report),
+            "text": context.storage.put_bytes(f"{context.folder}/verdict.md", body, content_type="text/markdown"),
+        },
+        counts={"judged": len(result.judged), "not_judged": len(result.not_judged)},
         metrics={name: evaluate.metrics[name] for name in evaluate.metrics if name.startswith("difference")},
         facts=facts,
-        status="complete" if verdict.word == "promote" else "refused",
-        reason=None if verdict.word == "promote" else f"{verdict.word}: {verdict.reason}",
+        status="complete" if result.word == "promote" else "refused",
+        reason=None if result.word == "promote" else f"{result.word}: {result.reason}",
         base_model=train.base_model,
     )
+
+
+def _judged(context: StageContext, recipe: Recipe) -> Result:
+    """Judge the table of scores. Raises ManifestError, EvidenceError."""
+    evaluate = context.inputs["evaluate"]
+    if "scores" not in evaluate.outputs and "sets" not in evaluate.facts:
+        # Measured before there was a table: the primary measure is all there is.
+        return Result(*judge(evaluate.metrics, evaluate.facts, recipe.evaluation))
+    table = _table(context)
+    require_sets(context, table)
+    require_losses(table, list(context.storage.get_rows(context.input("evaluate", "rows"))))
+    return examine(table, evaluate.metrics, evaluate.facts, recipe.evaluation)
+
+
+def _table(context: StageContext) -> list[Row]:
+    artifact = context.input("evaluate", "scores")
+    try:
+        return list(read_table(context.storage, artifact))
+    except ValueError as error:  # pyarrow's errors of malformed bytes are values' errors
+        raise EvidenceError(
+            f"expected the table of scores at {artifact.uri}, found {error}. Next: clear evaluate; it will be measured again."
+        ) from error
+
+
+def require_sets(context: StageContext, table: list[Row]) -> None:
+    """Prove that the scores are those of the very sets that the evidence names. Raises EvidenceError, ManifestError."""
+    evaluate, held_out = context.inputs["evaluate"], context.input("validate_dataset", "held_out")
+    sets = evaluate.facts.get("sets")
+    if not isinstance(sets, dict) or not all(isinstance(value, dict) for value in sets.values()):
+        raise _changed("the sets with their digests among the facts of evaluate", sets)
+    for name, said in sets.items():
+        artifact = held_out if name == PRIMARY.set else context.input("evaluate", f"sets/{name}")
+        if artifact.sha256 != said.get("sha256"):
+            raise _changed(f"the set {name} with the digest {said.get('sha256')}", artifact.sha256)
+        ids = [row["id"] for row in context.storage.get_rows(artifact)]
+        found = {row["id"] for row in table if row["set"] == name}
+        if set(ids) != found or len(ids) != said.get("rows"):
+            raise _changed(f"scores of the {len(ids)} rows of {name}", f"{len(found)}, or those of other rows")
+
+
+def require_losses(table: list[Row], scored: list[dict[str, Any]]) -> None:
+    """Prove that table and rows say the same of the primary measure: metrics come from the one, guards from the other.
+
+    Raises EvidenceError.
+    """
+    losses = {(row["id"], row["model"]): (row["loss"], row["tokens"]) for row in table if row["set"] == PRIMARY.set}
+    for row in scored:
+        for model, loss in row["loss"].items():
+            found = losses.get((row["id"], model), (None, None))
+            if found[0] is None or not abs(found[0] - loss) <= _ROUNDING or found[1] != row["tokens"]:
+                raise _changed(f"loss {loss} and {row['tokens']} tokens of {row['id']} under {model}", found)
 
 
 def doubts(context: StageContext, recipe: Recipe) -> str:
@@ -74,6 +137,10 @@ def doubts(context: StageContext, recipe: Recipe) -> str:
         if not abs(evaluate.metrics.get(name, float("nan")) - value) <= _ROUNDING:
             return f"{name} is {evaluate.metrics.get(name)} in the report, but the scores of the rows give {value}"
     return ""
+
+
+def _changed(expected: str, found: object) -> EvidenceError:
+    return EvidenceError(f"expected {expected}, found {found}. Next: clear evaluate; it will be measured again.")
 
 
 STAGE = Stage("gate", Options, run, needs=("validate_dataset", "train", "evaluate"))

@@ -1,18 +1,25 @@
 """The verdict on a candidate: promote, hold or review. A pure function of the evidence.
 
-Reads and writes nothing but its arguments. Whatever is missing, odd or too little is `hold`; only an
-interval that lies wholly below zero is `promote`.
+Reads and writes nothing but its arguments. Whatever is missing, odd or too little is `hold`; only an interval of the
+primary measure that lies wholly below zero, and below the recipe's margin, is `promote`, and only while no guard says
+otherwise: one that surely got worse than its margin is `hold`, one that perhaps did is `review` (docs/evaluation.md).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from tasks.errors import EvidenceError
+from tasks.evaluation.changed import most_changed
+from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards
+from tasks.evaluation.measures import PRIMARY
+from tasks.evaluation.pairs import Pair, Row, paired, values
 from tasks.release.weights import claimed
 from tasks.training.recipes import Evaluation
 
 Word = Literal["promote", "hold", "review"]
 NEEDED = ("base_loss", "candidate_loss", "difference", "difference_low", "difference_high")
+FEW, SUREST = 40, 0.99  # below so many rows, so wide an interval must say that a candidate is better
 
 
 class Verdict(NamedTuple):
@@ -22,14 +29,102 @@ class Verdict(NamedTuple):
     reason: str
 
 
+class Result(NamedTuple):
+    """A verdict with what it rests on: judged measures (the primary one first), what was not judged, what changed most."""
+
+    word: Word
+    reason: str
+    judged: Sequence[Judged] = ()
+    not_judged: Sequence[NotJudged] = ()
+    changed: Sequence[dict[str, Any]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON, the card and the approval form."""
+        return {
+            "verdict": self.word,
+            "reason": self.reason,
+            "judged": [row._asdict() for row in self.judged],
+            "not_judged": [row._asdict() for row in self.not_judged],
+            "changed": list(self.changed),
+        }
+
+
+def examine(table: Sequence[Row], metrics: Mapping[str, float], facts: Mapping[str, Any], bounds: Evaluation) -> Result:
+    """Return the verdict on a table of scores and what `evaluate` says of it. What is broken is hold."""
+    sets = facts.get("sets")
+    if not isinstance(sets, Mapping) or not all(isinstance(value, Mapping) for value in sets.values()):
+        return Result("hold", f"the evidence names no evaluation sets: {sets!r}")
+    try:
+        pairs = paired(table, sets, champion=facts.get("champion_release") is not None)
+        found, left = checks(pairs, bounds, facts.get("left_out") or {})
+        primary, surest = _primary(pairs[PRIMARY.set], bounds)
+    except EvidenceError as error:
+        return Result("hold", str(error))
+    guards = judge_guards(found, bounds)
+    verdict = decide(careful(judge(metrics, facts, bounds), primary.rows, surest, bounds), guards)
+    return Result(verdict.word, verdict.reason, [primary, *guards], left, most_changed(pairs))
+
+
+def careful(primary: Verdict, rows: int, surest: float, bounds: Evaluation) -> Verdict:
+    """Return the verdict, or review where few rows promote: of FEW rows, a few that got far worse may well show none.
+
+    `surest` is the upper end of the interval of SUREST. The benchmark `verdict_power` shows what this is for.
+    """
+    if primary.word == "promote" and rows < FEW and surest >= -bounds.margin:
+        return Verdict(
+            "review",
+            f"{primary.reason}, but {rows} rows are few: their {100 * SUREST:.0f} % interval ends at {surest:+.3f}",
+        )
+    return primary
+
+
+def decide(primary: Verdict, guards: Sequence[Judged]) -> Verdict:
+    """Return the verdict on the primary measure as the guards leave it: they take away, and never give."""
+    regressed = [guard for guard in guards if guard.word == "regressed"]
+    doubtful = [guard for guard in guards if guard.word == "doubtful"]
+    if primary.word == "hold":
+        return primary
+    if regressed:
+        return Verdict("hold", f"worse: {_told(regressed)}")
+    if doubtful:
+        return Verdict("review", f"perhaps worse: {_told(doubtful)}; {primary.reason}")
+    return primary
+
+
+def _primary(pairs: Sequence[Pair], bounds: Evaluation) -> tuple[Judged, float]:
+    """Return the row of the primary measure, and the upper end of its interval of SUREST.
+
+    Its margin is how much better it must surely be, and `p` how likely figures like these are where it is not.
+    """
+    found = values(PRIMARY, pairs)
+    check = Check(PRIMARY, "", found)
+    drawn = drawn_of(check, bounds.resamples, bounds.seed)
+    turned = Check(PRIMARY, "", found._replace(candidate=found.reference, reference=found.candidate))
+    p = float(drawn_of(turned, bounds.resamples, bounds.seed).p_above(bounds.margin)[0])
+    row = described(check, drawn, bounds.margin, p, p, p)
+    row = row._replace(word="better" if row.high < -bounds.margin else "regressed" if row.low > 0 else "open")
+    return row, float(drawn.ends(SUREST)[1][0])
+
+
+def _told(guards: Sequence[Judged]) -> str:
+    first = min(guards, key=lambda guard: guard.adjusted)
+    where = f"{first.measure} of {first.set}" + (f" where {first.slice}" if first.slice else "")
+    more = f", and {len(guards) - 1} more" if len(guards) > 1 else ""
+    return (
+        f"{where} {first.difference:+.3f} on {first.rows} rows (95 % interval {first.low:+.3f} to {first.high:+.3f}, "
+        f"margin {first.margin:g}){more}"
+    )
+
+
 def judge(metrics: Mapping[str, float], facts: Mapping[str, Any], bounds: Evaluation) -> Verdict:
     """Return the verdict on what `evaluate` measured."""
     missing = [name for name in NEEDED if not math.isfinite(metrics.get(name, math.nan))]
     rows = facts.get("rows")
     if missing:
         return Verdict("hold", f"the evidence lacks {', '.join(missing)}")
-    if not isinstance(rows, int) or rows < bounds.min_rows:
-        return Verdict("hold", f"{rows} held-out rows are fewer than {bounds.min_rows}")
+    least = max(2, bounds.min_rows)  # one row has no spread, and so no interval
+    if not isinstance(rows, int) or rows < least:
+        return Verdict("hold", f"{rows} held-out rows are fewer than {least}")
     if facts.get("output_changed") is not True:
         return Verdict("hold", "the training does not change the model's output")
     champion = claimed(facts, "champion_weights_sha256")
@@ -45,8 +140,10 @@ def _compare(metrics: Mapping[str, float], rows: int, other: str, bounds: Evalua
     found = f"loss {value:+.3f} against {other} on {rows} rows (95 % interval {low:+.3f} to {high:+.3f})"
     if high < 0 and metrics["candidate_loss"] >= metrics["base_loss"]:
         return Verdict("review", f"{found}, but the candidate is no better than the base model")
-    if high < 0:
+    if high < -bounds.margin:
         return Verdict("promote", f"better: {found}")
+    if high < 0:
+        return Verdict("review", f"better, but perhaps by less than {bounds.margin:g}: {found}")
     if value < 0 and high <= bounds.review_margin:
         return Verdict("review", f"perhaps better: {found}")
     return Verdict("hold", f"not better: {found}")

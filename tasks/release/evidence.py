@@ -65,6 +65,8 @@ def check(evidence: Evidence) -> None:
     for manifest in (evaluate, gate):
         if manifest.facts.get("held_out_sha256") != held_out:
             raise _broken(f"held-out rows {held_out}", str(manifest.facts.get("held_out_sha256")), manifest)
+    if gate.facts.get("sets") != (sets := evaluate.facts.get("sets")):
+        raise _broken(f"evaluation sets {sets}", str(gate.facts.get("sets")), gate)
     if evaluate.facts.get("output_changed") is not True:
         raise _broken("weights that change the model's output", "some that do not", evaluate)
     # The gate must have read exactly the outputs that stand there now, not a first attempt's.

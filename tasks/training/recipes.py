@@ -7,6 +7,7 @@ a recipe is unknown, a key is misspelt (with the nearest right name) or missing,
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ManifestError, RecipeError, nearest
+from tasks.evaluation.margins import GUARDS
 from tasks.settings import repository_path
 
 if TYPE_CHECKING:
@@ -145,10 +147,32 @@ class Evaluation(Part):
     resamples: int = Field(ge=1000, description="Bootstrap resamples")
     min_rows: int = Field(ge=1, description="Fewest held-out rows that can carry a verdict")
     review_margin: float = Field(ge=0, description="An interval that ends within this above zero goes to a person")
+    margin: float = Field(default=0, ge=0, description="How much better, in nats per token, a candidate must surely be")
+    guards: dict[str, float] = Field(
+        default_factory=dict, description="Other margins than GUARDS: how much worse each measure may surely get"
+    )
+    guard_rows: int = Field(default=8, ge=2, description="Fewest rows on which a guard is judged")
+    slice_rows: int = Field(default=20, ge=2, description="Fewest rows on which a guard is judged in one slice")
     seed: int = Field(ge=0)
     gpus: int = Field(
         default=1, ge=1, description="GPUs that hold the whole base model in bf16, 2 GB a billion weights"
     )
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "Evaluation":
+        for name, margin in self.guards.items():
+            if name not in GUARDS:
+                raise ValueError(
+                    f"guards: expected measures of {', '.join(GUARDS)}, found {name!r}.{nearest(name, GUARDS)}"
+                )
+            if not (math.isfinite(margin) and margin >= 0):
+                raise ValueError(f"guards: expected a margin of at least 0 for {name}, found {margin}")
+        return self
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """How much worse each measure may surely get: those of the house, and the recipe's own."""
+        return GUARDS | self.guards
 
 
 class Recipe(Part):

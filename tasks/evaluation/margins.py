@@ -1,0 +1,18 @@
+"""How much worse a candidate may surely get, for each measure that is judged: the margins of recipes that say nothing else.
+
+Pure. `loss` guards slices only: on all rows it is the primary measure, which must get better. Times depend on the machine
+and on who else uses it: their margin is wide.
+"""
+
+GUARDS: dict[str, float] = {
+    "loss": 0.05,
+    "token_f1": 0.05,
+    "rouge_l": 0.05,
+    "exact_match": 0.05,
+    "similarity": 0.05,
+    "groundedness": 0.10,
+    "answered": 0.10,
+    "refused": 0.02,
+    "valid": 0.05,
+    "seconds": 5.0,
+}
