@@ -11,6 +11,9 @@
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
     │   └── ReleaseError              a release cannot be made, found or restored
+    │       └── ApprovalError         an answer does not approve: by nobody who may, without a reason or its origin
+    │           ├── ApprovalExpired   ... given too long ago
+    │           └── ApprovalReused    ... given to another proposal, or to one that changed since
     ├── GateRefused               3   a gate said no: a result, not an outage
     └── TryAgain                 75   retry later
         ├── ServiceUnavailable        Postgres, S3 or MLflow did not answer
@@ -70,6 +73,18 @@ class ManifestError(BadInput):
 
 class ReleaseError(BadInput):
     """A release cannot be made, found or restored."""
+
+
+class ApprovalError(ReleaseError):
+    """An answer in the approval form does not approve this release."""
+
+
+class ApprovalExpired(ApprovalError):
+    """An approval was given too long ago."""
+
+
+class ApprovalReused(ApprovalError):
+    """An approval was given to another proposal, or to one that has changed since."""
 
 
 class GateRefused(MillraceError):

@@ -210,6 +210,17 @@ class Settings(BaseSettings):
         default="models",
         description="What a person approves: every release, or only those that change the model",
     )
+    approvers: str | None = Field(
+        default=None,
+        description="Airflow users who may approve a release, NAME or ID=NAME, comma-separated; unset: whoever may answer",
+    )
+    approval_hours: float = Field(
+        default=48.0, gt=0, le=240, description="Hours an approval may take, and counts for; no answer by then is a no"
+    )
+    auto_promote: str | None = Field(
+        default=None,
+        description="Corpora whose models are released by their verdict alone, comma-separated; unset: a person approves each",
+    )
     drift_min_requests: int = Field(default=100, ge=20, description="Fewest requests in a window that is judged")
     drift_alpha: float = Field(
         default=0.01, gt=0, lt=1, description="False-alarm level of the drift test, after correction"

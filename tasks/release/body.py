@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tasks.contracts import Manifest
 from tasks.knowledge.index_tables import Version
+from tasks.release import judged
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
 
@@ -49,8 +50,8 @@ class Proposal:
         return f"Release index version {self.index.version}" + (" and a new prompt" if self.prompt_changed else "")
 
 
-def markdown(proposal: Proposal, mlflow_uri: str) -> str:
-    """Return the text for the approval form."""
+def markdown(proposal: Proposal, mlflow_uri: str, terms: str = "") -> str:
+    """Return the text for the approval form; `terms` says who may answer, and until when."""
     live = proposal.live
     lines = [f"**{proposal.subject}.** " + _against(live), ""]
     if proposal.earlier is not None:
@@ -62,9 +63,13 @@ def markdown(proposal: Proposal, mlflow_uri: str) -> str:
     ]
     if proposal.evidence is not None:
         lines += ["", *_losses(proposal.evidence)]
+        if table := judged.table(proposal.evidence.gate):
+            lines += ["", "What was judged (of the live model, or the base where none is live):", "", *table]
     if proposal.shadow:
         lines += ["", proposal.shadow]
     lines += ["", *_retrieval(proposal.index), "", *_links(proposal, mlflow_uri)]
+    if terms:
+        lines += ["", terms]
     return "\n".join(lines) + "\n"
 
 
@@ -160,10 +165,14 @@ def _links(proposal: Proposal, mlflow_uri: str) -> list[str]:
     facts = proposal.register.facts
     version = f"{mlflow_uri.rstrip('/')}/#/models/{facts['model_name']}/versions/{facts['model_version']}"
     lines = [f"[Training run in MLflow]({facts['mlflow_url']}) - [model version]({version})", ""]
-    report = proposal.evidence.evaluate.outputs.get("report")
-    lines += [f"- verdict: `{proposal.evidence.gate.uri}`"]
-    lines += [f"- measurements: `{report.uri}`"] if report else []
-    return lines
+    evidence, register = proposal.evidence, proposal.register
+    lines += [f"- verdict: `{evidence.gate.uri}`"]
+    named = (
+        ("measurements", evidence.evaluate.outputs.get("report")),
+        ("each row's scores", evidence.evaluate.outputs.get("scores")),
+        ("model card", register.outputs.get("card")),
+    )
+    return lines + [f"- {name}: `{artifact.uri}`" for name, artifact in named if artifact]
 
 
 def _interval(metrics: dict[str, float], name: str) -> str:

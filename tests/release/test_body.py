@@ -1,5 +1,6 @@
 """What the person who approves reads: complete, and made from the proposal alone."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,6 +71,41 @@ def test_a_model_is_shown_beside_the_live_one_with_its_proof() -> None:
     assert "[Training run in MLflow](http://m/#/experiments/1/runs/9)" in text
     assert "(http://m/#/models/assistant/versions/3)" in text
     assert "s3://b/runs/fine_tune/r/evaluate/report.json" in text and "40 steps over 320 rows" in text
+
+
+def test_what_was_judged_is_a_table_of_what_the_gate_wrote() -> None:
+    register, evidence = model()
+    rows: list[Any] = [
+        {"measure": "token_f1", "set": "golden", "candidate": 0.51, "reference": 0.5, "difference": 0.01, "low": -0.02,
+         "high": 0.04, "margin": 0.05, "rows": 64, "judged": "passed"},
+        {"measure": "refused", "set": "safety", "slice": "topic=bait|x", "candidate": 0.9, "judged": "failed"},
+        "not a row",
+    ]  # fmt: skip
+    gate = evidence.gate.model_copy(update={"facts": evidence.gate.facts | {"judged": rows}})
+    proposal = Proposal(release(), INDEX, register, replace(evidence, gate=gate), "old", None)
+    text = markdown(proposal, "http://m", "May approve: ada.")
+    failed = "| refused | safety, topic=bait/x | 0.900 | - | - | - | - | failed |"
+    passed = "| token_f1 | golden | 0.510 | 0.500 | 0.010 [-0.020, 0.040] | 0.050 | 64 | passed |"
+    assert f"{failed}\n{passed}\n" in text  # what did not pass comes first
+    assert text.endswith("\nMay approve: ada.\n")
+    assert "What was judged" not in markdown(Proposal(release(), INDEX, register, evidence, "old", None), "http://m")
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    register, evidence = model()
+    rows = [{"measure": "loss", "set": "held_out", "slice": f"topic={n}"} for n in range(40)]
+    gate = evidence.gate.model_copy(update={"facts": evidence.gate.facts | {"judged": rows}})
+    text = markdown(Proposal(None, INDEX, register, replace(evidence, gate=gate), "old", None), "http://m")
+    assert text.count("| loss |") == 25 and "15 further measures are in the verdict's file." in text
+
+
+def test_the_model_card_is_linked_where_there_is_one() -> None:
+    register, evidence = model()
+    card = Artifact(uri="s3://b/runs/fine_tune/r/register/card.md", sha256="9" * 64, bytes=2)
+    carded = register.model_copy(update={"outputs": {"card": card}})
+    for candidate, there in ((register, False), (carded, True)):
+        text = markdown(Proposal(None, INDEX, candidate, evidence, "p", None), "http://m")
+        assert (f"- model card: `{card.uri}`" in text) is there
 
 
 def test_the_first_release_has_nothing_beside_it() -> None:
