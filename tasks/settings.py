@@ -274,6 +274,22 @@ class Settings(BaseSettings):
     )
 
     announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")
+    announce_slack: SecretStr | None = Field(
+        default=None, description="Incoming webhook of Slack that gets a note of each release"
+    )
+    announce_mail_to: str | None = Field(
+        default=None, description="Addresses that get a mail of each release, comma-separated"
+    )
+    announce_mail_from: str | None = Field(default=None, description="Sender of that mail")
+    announce_smtp_host: str | None = Field(default=None, description="Mail server that sends it")
+    announce_smtp_port: int = Field(default=587, ge=1, le=65535, description="Port of the mail server")
+    announce_smtp_starttls: Literal["yes", "no"] = Field(
+        default="yes", description="Mail is sent encrypted; no: by a server of one's own network, without a password"
+    )
+    announce_smtp_user: str | None = Field(
+        default=None, description="User of the mail server; unset: it takes mail without"
+    )
+    announce_smtp_password: SecretStr | None = Field(default=None, description="Password of that user")
 
     stage_image: str | None = Field(default=None, description="Image of the stages (kubernetes launcher)")
     kubernetes_namespace: str = Field(default="millrace", description="Namespace of the stages' pods")

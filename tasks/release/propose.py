@@ -15,10 +15,9 @@ from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ReleaseError
 from tasks.knowledge.index_tables import Version, current
-from tasks.release import approval
+from tasks.release import approval, shadow_report
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
-from tasks.release import shadow_report
 from tasks.release.body import Proposal, markdown
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors

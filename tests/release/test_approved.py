@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tasks.database import connect
 from tasks.errors import ApprovalError, ApprovalExpired, ApprovalReused
 from tasks.release import approval, ledger
 
@@ -46,3 +47,27 @@ def test_a_model_of_a_named_corpus_is_released_by_its_verdict(house: Any) -> Non
     # Taken back meanwhile: the person is needed again.
     assert house.stage("promote", run, approved_by="policy").status == "refused" and live(house) is None
     assert auto.stage("promote", run, approved_by="policy", reason="by its verdict").facts["approved_by"] == "policy"
+
+
+def test_the_list_for_a_rollback_shows_what_can_answer_again(house: Any) -> None:
+    house.index()
+    assert house.stage("list_releases", house.run("roll_back")).status == "refused"
+    house.promote(house.candidate(b"one").uri, reason="the first | of all " + "x" * 80)
+    house.promote(house.candidate(b"two", champion=1).uri)
+    run = house.run("roll_back")
+    listed = house.stage("list_releases", run).facts
+    assert (listed["choose"], listed["live"], list(listed["choices"])) == (True, 2, ["1"])
+    assert listed["choices"]["1"].startswith("1: 20") and "by Ada: the first | of all xx" in listed["choices"]["1"]
+    body = listed["body"].splitlines()
+    assert body[2].startswith("| 2 | ") and body[2].endswith("| live |") and "the first / of all" in body[3]
+    assert house.stage("list_releases", run, release="1").facts["choose"] is False
+    back = house.run("roll_back")
+    house.stage("roll_back", back, release="1", reason="worse", approved_by="Ada")
+    told = house.stage("announce_rollback", back)
+    assert "back to release 1" in house.storage.get(told.outputs["announcement"]).decode()
+    # What answers like the live one is shown, and cannot be chosen; nor can a release whose index version is gone.
+    listed = house.stage("list_releases", run).facts
+    assert list(listed["choices"]) == ["2"] and "| answers like the live one |" in listed["body"]
+    with connect(house.url) as connection:
+        connection.execute("UPDATE index_versions SET status = 'retired'")
+    assert house.stage("list_releases", run).status == "refused"
