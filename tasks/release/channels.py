@@ -49,11 +49,11 @@ class Channel:
 
 def channels(settings: Settings) -> list[Channel]:
     """Return every receiver that the settings name. Raises SettingsError for half of a mail server."""
-    found = []
-    if webhook := settings.announce_webhook:
-        found.append(Channel("webhook", lambda news: post(webhook, "MILLRACE_ANNOUNCE_WEBHOOK", news.note, news.key)))
-    if slack := settings.announce_slack:
-        found.append(Channel("slack", lambda news: post(slack, "MILLRACE_ANNOUNCE_SLACK", blocks(news), news.key)))
+    found: list[Channel] = []
+    if settings.announce_webhook:
+        found.append(_hook("webhook", settings.announce_webhook, "MILLRACE_ANNOUNCE_WEBHOOK", lambda news: news.note))
+    if settings.announce_slack:
+        found.append(_hook("slack", settings.announce_slack, "MILLRACE_ANNOUNCE_SLACK", blocks))
     box = mailbox(settings)
     return found + ([_mail(box, address) for address in box.to] if box else [])
 
@@ -128,6 +128,10 @@ def blocks(news: News) -> dict[str, Any]:
 def _escaped(text: str) -> str:
     """Slack reads `<!channel>` and the like as commands; a reason is a person's text."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _hook(name: str, url: SecretStr, variable: str, body: Callable[[News], dict[str, Any]]) -> Channel:
+    return Channel(name, lambda news: post(url, variable, body(news), news.key))
 
 
 def _mail(box: Mailbox, address: str) -> Channel:
