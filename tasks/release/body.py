@@ -4,7 +4,8 @@ Pure: reads and writes nothing. Airflow shows the text in its approval form, and
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tasks.contracts import Manifest
@@ -30,6 +31,8 @@ class Proposal:
     """The newest release that had these very weights, when there was one: it was replaced or rolled back."""
     shadow: str = ""
     """What its shadow answers to live questions say, in one line; of a model only."""
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    """What the gate wrote of its verdict (`tasks.release.judged`); of a model only."""
 
     @property
     def kind(self) -> Literal["model", "index"]:
@@ -63,8 +66,8 @@ def markdown(proposal: Proposal, mlflow_uri: str, terms: str = "") -> str:
     ]
     if proposal.evidence is not None:
         lines += ["", *_losses(proposal.evidence)]
-        if table := judged.table(proposal.evidence.gate):
-            lines += ["", "What was judged (of the live model, or the base where none is live):", "", *table]
+        if table := judged.table(proposal.verdict):
+            lines += ["", "What was judged, against the live model (the base where none is live):", "", *table]
     if proposal.shadow:
         lines += ["", proposal.shadow]
     lines += ["", *_retrieval(proposal.index), "", *_links(proposal, mlflow_uri)]
@@ -170,7 +173,7 @@ def _links(proposal: Proposal, mlflow_uri: str) -> list[str]:
     named = (
         ("measurements", evidence.evaluate.outputs.get("report")),
         ("each row's scores", evidence.evaluate.outputs.get("scores")),
-        ("model card", register.outputs.get("card")),
+        ("model card", register.outputs.get("card.html")),
     )
     return lines + [f"- {name}: `{artifact.uri}`" for name, artifact in named if artifact]
 

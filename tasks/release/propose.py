@@ -15,7 +15,7 @@ from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ReleaseError
 from tasks.knowledge.index_tables import Version, current
-from tasks.release import approval, shadow_report
+from tasks.release import approval, judged, shadow_report
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
 from tasks.release.body import Proposal, markdown
@@ -117,6 +117,7 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         prompt=found.prompt,
         earlier=earlier[0] if earlier else None,
         shadow=shadow.summary(),
+        verdict=judged.report(storage, evidence.gate),
     )
 
 
