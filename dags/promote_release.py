@@ -4,8 +4,9 @@
 
 Bundles what would go live (model, index version, prompt, evidence) into a proposal, asks a person where the policy
 wants one, verifies every byte again, writes one row into the ledger of releases, and mirrors it into MLflow.
-The assistant picks the new release up within seconds. A change of model always needs a person; a refreshed index is
-approved by policy unless `MILLRACE_APPROVAL` is `always`.
+The assistant picks the new release up within seconds. A change of model needs a person; a refreshed index is
+approved by policy unless `MILLRACE_APPROVAL` is `always`. Who may approve is `MILLRACE_APPROVERS`; models of the corpora in
+`MILLRACE_AUTO_PROMOTE` are released by their verdict alone.
 
 **Parameters**
 
@@ -21,9 +22,9 @@ In: `candidate_model` or `knowledge_index`. Out: `release`.
 **When it fails**
 
 Nothing to release (the candidate is live already; an index without any released model) and a rejected or unanswered
-proposal (two days) skip the rest: the run succeeds, and the live release stays. It fails when bytes differ from
-their manifests or the verdict does not belong to them; nothing is released then. Clearing `promote` is safe: it is
-idempotent by run.
+proposal (`MILLRACE_APPROVAL_HOURS`) skip the rest: the run succeeds, and the live release stays. It fails when bytes differ
+from their manifests, the verdict does not belong to them, or the answer is old, of another proposal, or of somebody who may
+not; nothing is released then. Clearing `promote` is safe: it is idempotent by run.
 """
 
 from datetime import timedelta
@@ -42,7 +43,7 @@ ANSWER = "ti.xcom_pull(task_ids='approve')"
     start_date=schedule_start(),
     catchup=False,
     max_active_runs=1,  # two releases are never made at once; events that arrive meanwhile start one more run
-    dagrun_timeout=timedelta(days=3),  # more than the two days a person has
+    dagrun_timeout=timedelta(days=11),  # more than the ten that MILLRACE_APPROVAL_HOURS may give a person
     default_args=DEFAULT_ARGS,
     tags=tags(Tag.RELEASE),
     doc_md=__doc__,
@@ -65,13 +66,16 @@ def promote_release():
         candidate="{{ params.candidate or newest(triggering_asset_events, 'candidate_model') }}",
         index="{{ params.index or newest(triggering_asset_events, 'knowledge_index') }}",
     )
-    approved = ReleaseApproval(task_id="approve", proposal="propose", response_timeout=timedelta(days=2))
+    approved = ReleaseApproval(task_id="approve", proposal="propose")
     # Dangerous edge: behind it the assistant changes for every user. Only an approval leads here; a late one is a no.
     promoted = stage(
         "promote",
         outlets=[RELEASE],
         approved_by=f"{{{{ {ANSWER}['responded_by_user']['name'] }}}}",
         reason=f"{{{{ {ANSWER}['params_input'].get('reason') or '' }}}}",
+        # Never empty: an option that renders empty is not given, and promote must see that something is missing.
+        answered_at=f"{{{{ {ANSWER}.get('responded_at') or 'missing' }}}}",
+        proposal_sha256=f"{{{{ {ANSWER}.get('proposal_sha256') or 'missing' }}}}",
     )
     announced = stage("announce")
     chain(proposed, approved, promoted, announced)

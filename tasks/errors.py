@@ -13,6 +13,9 @@
     │   ├── ReproductionError         a training cannot be done again as it was
     │   ├── EvidenceError             the scores that a verdict needs are missing, broken or about other rows
     │   ├── ReleaseError              a release cannot be made, found or restored
+    │   │   └── ApprovalError         an answer does not approve: by nobody who may, without a reason or its origin
+    │   │       ├── ApprovalExpired   ... given too long ago
+    │   │       └── ApprovalReused    ... given to another proposal, or to one that changed since
     │   └── SignatureError            a release is not signed by an accepted key, or is not what was signed
     ├── GateRefused               3   a gate said no: a result, not an outage
     └── TryAgain                 75   retry later
@@ -85,6 +88,18 @@ class ReleaseError(BadInput):
 
 class SignatureError(BadInput):
     """A release is not signed by an accepted key, or is not what was signed."""
+
+
+class ApprovalError(ReleaseError):
+    """An answer in the approval form does not approve this release."""
+
+
+class ApprovalExpired(ApprovalError):
+    """An approval was given too long ago."""
+
+
+class ApprovalReused(ApprovalError):
+    """An approval was given to another proposal, or to one that has changed since."""
 
 
 class GateRefused(MillraceError):

@@ -219,6 +219,17 @@ class Settings(BaseSettings):
         default="models",
         description="What a person approves: every release, or only those that change the model",
     )
+    approvers: str | None = Field(
+        default=None,
+        description="Airflow users who may approve a release, NAME or ID=NAME, comma-separated; unset: whoever may answer",
+    )
+    approval_hours: float = Field(
+        default=48.0, gt=0, le=240, description="Hours an approval may take, and counts for; no answer by then is a no"
+    )
+    auto_promote: str | None = Field(
+        default=None,
+        description="Corpora whose models are released by their verdict alone, comma-separated; unset: a person approves each",
+    )
     drift_min_requests: int = Field(default=100, ge=20, description="Fewest requests in a window that is judged")
     drift_alpha: float = Field(
         default=0.01, gt=0, lt=1, description="False-alarm level of the drift test, after correction"
@@ -280,6 +291,22 @@ class Settings(BaseSettings):
         description="Public keys that a release must be signed with, comma-separated; unset: signatures are not checked",
     )
     announce_webhook: SecretStr | None = Field(default=None, description="URL that gets a JSON note of each release")
+    announce_slack: SecretStr | None = Field(
+        default=None, description="Incoming webhook of Slack that gets a note of each release"
+    )
+    announce_mail_to: str | None = Field(
+        default=None, description="Addresses that get a mail of each release, comma-separated"
+    )
+    announce_mail_from: str | None = Field(default=None, description="Sender of that mail")
+    announce_smtp_host: str | None = Field(default=None, description="Mail server that sends it")
+    announce_smtp_port: int = Field(default=587, ge=1, le=65535, description="Port of the mail server")
+    announce_smtp_starttls: Literal["yes", "no"] = Field(
+        default="yes", description="Mail is sent encrypted; no: by a server of one's own network, without a password"
+    )
+    announce_smtp_user: str | None = Field(
+        default=None, description="User of the mail server; unset: it takes mail without"
+    )
+    announce_smtp_password: SecretStr | None = Field(default=None, description="Password of that user")
 
     stage_image: str | None = Field(default=None, description="Image of the stages (kubernetes launcher)")
     kubernetes_namespace: str = Field(default="millrace", description="Namespace of the stages' pods")

@@ -1,21 +1,20 @@
-"""Tell people about a release: `announcement.md` in the run folder, and a JSON note to a webhook.
+"""Tell people about a release: `announcement.md` in the run folder, and a note to each channel that is set.
 
-Reads the manifests of propose and promote. The note goes to `MILLRACE_ANNOUNCE_WEBHOOK` where that is
-set; it carries `Idempotency-Key: millrace-release-N`, because a retry may send it twice. The URL is a
-secret and is never logged. Fails with `ServiceUnavailable` when the webhook does not answer, and with
-`SettingsError` when it refuses the note; the release is live either way.
+Reads the manifests of propose and promote. The channels (`tasks.release.channels`) are a webhook, Slack and mail, any
+number of them; one that fails does not stop the others, and a retry tells only those that were not told. Fails with
+`ServiceUnavailable` when one does not answer, and with `SettingsError` when one refuses the note; the release is live
+either way.
 """
 
-import json
-import urllib.error
-import urllib.request
 from typing import Any
 
 from tasks.contracts import Manifest
-from tasks.errors import ServiceUnavailable, SettingsError
+from tasks.release.channels import News, send_all
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
-_SECONDS = 10
+_NAMES = (
+    "release", "kind", "model_name", "model_version", "index_version", "approved_by", "reason", "restores", "evidence_uri",
+)  # fmt: skip
 
 
 class Options(StageOptions):
@@ -23,19 +22,23 @@ class Options(StageOptions):
 
 
 def run(context: StageContext, options: Options) -> StageResult:
-    """Write the announcement, and post it to the webhook where one is set."""
+    """Write the announcement of a promotion, and send it."""
     promoted, proposed = context.inputs["promote"], context.inputs["propose"]
-    text = announcement(promoted, proposed)
+    facts = promoted.facts
+    return tell(context, News(f"Release {facts['release']} is live", announcement(promoted, proposed), note(promoted)))
+
+
+def tell(context: StageContext, news: News) -> StageResult:
+    """Write the announcement, and send it to every channel. Raises ServiceUnavailable, SettingsError."""
     written = context.storage.put_bytes(
-        f"{context.folder}/announcement.md", text.encode(), content_type="text/markdown"
+        f"{context.folder}/announcement.md", news.text.encode(), content_type="text/markdown"
     )
-    webhook = context.settings.announce_webhook
-    if webhook is not None:
-        post(webhook.get_secret_value(), note(promoted, text))
+    news.note["text"] = news.text
+    told = send_all(context, news)
     return StageResult(
         outputs={"announcement": written},
-        counts={"notes": int(webhook is not None)},
-        facts={"release": promoted.facts["release"], "posted": webhook is not None},
+        counts={"notes": len(told["sent"]) + len(told["sent_before"])},
+        facts={"release": news.note["release"], **told},
     )
 
 
@@ -45,46 +48,29 @@ def announcement(promoted: Manifest, proposed: Manifest) -> str:
     lines = [
         f"# Release {facts['release']}",
         "",
-        f"{facts['model_name']} version {facts['model_version']} with index version {facts['index_version']} is live.",
+        *is_live(facts),
         f"Approved by {facts['approved_by']}: {facts['reason']}",
+        *not_mirrored(facts),
     ]
-    if facts["mirror_problem"]:
-        lines += ["", f"MLflow does not show it yet; the next release stage tries again. {facts['mirror_problem']}"]
     return "\n".join([*lines, "", "## What changed", "", str(proposed.facts["body"]).rstrip(), ""])
 
 
-def note(promoted: Manifest, text: str) -> dict[str, Any]:
-    """Return what the webhook gets. `text` is the key that chat services show."""
-    names = ("release", "model_name", "model_version", "index_version", "approved_by", "reason", "evidence_uri")
-    return {"event": "millrace.release", "text": text} | {name: promoted.facts[name] for name in names}
+def is_live(facts: dict[str, Any]) -> list[str]:
+    """Return the line that says what answers now."""
+    return [
+        f"{facts['model_name']} version {facts['model_version']} with index version {facts['index_version']} is live."
+    ]
 
 
-def post(url: str, body: dict[str, Any]) -> None:
-    """Send `body` as JSON. Raises ServiceUnavailable (worth a retry) or SettingsError (not)."""
-    if not url.startswith(("https://", "http://")):
-        raise SettingsError("expected MILLRACE_ANNOUNCE_WEBHOOK to be an http(s) URL, found another. Next: correct it.")
-    request = urllib.request.Request(
-        url,
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "Idempotency-Key": f"millrace-release-{body['release']}"},
-        method="POST",
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_SECONDS):
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code >= 500 or error.code in {408, 429}:
-            raise ServiceUnavailable(
-                f"expected the webhook to take the note, found {error.code}. Next: retry."
-            ) from None
-        raise SettingsError(
-            f"expected the webhook to take the note, found {error.code}. Next: correct MILLRACE_ANNOUNCE_WEBHOOK; "
-            "the release is live."
-        ) from None
-    except OSError as error:
-        raise ServiceUnavailable(
-            f"expected the webhook to answer, found {type(error).__name__}. Next: retry."
-        ) from None
+def not_mirrored(facts: dict[str, Any]) -> list[str]:
+    """Return the lines that say that MLflow does not show the release yet; none where it does."""
+    problem = facts.get("mirror_problem")
+    return ["", f"MLflow does not show it yet; the next release stage tries again. {problem}"] if problem else []
+
+
+def note(made: Manifest) -> dict[str, Any]:
+    """Return what programs get: the facts of the release by name. `text` is added for chat services."""
+    return {"event": "millrace.release", "text": ""} | {name: made.facts[name] for name in _NAMES}
 
 
 STAGE = Stage("announce", Options, run, needs=("propose", "promote"))

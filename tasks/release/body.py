@@ -4,11 +4,13 @@ Pure: reads and writes nothing. Airflow shows the text in its approval form, and
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tasks.contracts import Manifest
 from tasks.knowledge.index_tables import Version
+from tasks.release import judged
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
 
@@ -29,6 +31,8 @@ class Proposal:
     """The newest release that had these very weights, when there was one: it was replaced or rolled back."""
     shadow: str = ""
     """What its shadow answers to live questions say, in one line; of a model only."""
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    """What the gate wrote of its verdict (`tasks.release.judged`); of a model only."""
 
     @property
     def kind(self) -> Literal["model", "index"]:
@@ -49,8 +53,8 @@ class Proposal:
         return f"Release index version {self.index.version}" + (" and a new prompt" if self.prompt_changed else "")
 
 
-def markdown(proposal: Proposal, mlflow_uri: str) -> str:
-    """Return the text for the approval form."""
+def markdown(proposal: Proposal, mlflow_uri: str, terms: str = "") -> str:
+    """Return the text for the approval form; `terms` says who may answer, and until when."""
     live = proposal.live
     lines = [f"**{proposal.subject}.** " + _against(live), ""]
     if proposal.earlier is not None:
@@ -62,9 +66,13 @@ def markdown(proposal: Proposal, mlflow_uri: str) -> str:
     ]
     if proposal.evidence is not None:
         lines += ["", *_losses(proposal.evidence)]
+        if table := judged.table(proposal.verdict):
+            lines += ["", "What was judged, against the live model (the base where none is live):", "", *table]
     if proposal.shadow:
         lines += ["", proposal.shadow]
     lines += ["", *_retrieval(proposal.index), "", *_links(proposal, mlflow_uri)]
+    if terms:
+        lines += ["", terms]
     return "\n".join(lines) + "\n"
 
 
@@ -160,10 +168,14 @@ def _links(proposal: Proposal, mlflow_uri: str) -> list[str]:
     facts = proposal.register.facts
     version = f"{mlflow_uri.rstrip('/')}/#/models/{facts['model_name']}/versions/{facts['model_version']}"
     lines = [f"[Training run in MLflow]({facts['mlflow_url']}) - [model version]({version})", ""]
-    report = proposal.evidence.evaluate.outputs.get("report")
-    lines += [f"- verdict: `{proposal.evidence.gate.uri}`"]
-    lines += [f"- measurements: `{report.uri}`"] if report else []
-    return lines
+    evidence, register = proposal.evidence, proposal.register
+    lines += [f"- verdict: `{evidence.gate.uri}`"]
+    named = (
+        ("measurements", evidence.evaluate.outputs.get("report")),
+        ("each row's scores", evidence.evaluate.outputs.get("scores")),
+        ("model card", register.outputs.get("card.html")),
+    )
+    return lines + [f"- {name}: `{artifact.uri}`" for name, artifact in named if artifact]
 
 
 def _interval(metrics: dict[str, float], name: str) -> str:

@@ -4,7 +4,8 @@ Reads the proposal, and proves everything again from the bytes: the verdict and 
 byte of the trained weights, the chunks of the index version, that the model it was compared with is the one
 that is live. Then writes one row of `releases` in one transaction, and mirrors it into MLflow after it.
 A run makes at most one release: repeated, it returns that one. Fails with `ReleaseError` or
-`ManifestError` when a proof does not hold; refuses when a person's approval is needed and absent.
+`ManifestError` when a proof does not hold, with `ApprovalError` when the answer does not count
+(`tasks.release.approval`); refuses when a person's approval is needed and absent.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ManifestError, ReleaseError
 from tasks.knowledge.index_tables import Version
+from tasks.release import approval
 from tasks.release import evidence as proofs
 from tasks.release import index as indexes
 from tasks.release import ledger as releases
@@ -23,34 +25,26 @@ from tasks.release.mirror import MirrorState, reconcile_mirrors
 from tasks.release.propose import require_fair_comparison
 from tasks.release.signing import seal
 from tasks.release.weights import release_columns, verify
-from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
+from tasks.stage import Stage, StageContext, StageResult, code_revision
 from tasks.storage import Storage
 
-POLICY = "policy"  # what the DAG says where no person is needed
+POLICY = approval.POLICY
 
 
-class Options(StageOptions):
+class Options(approval.Answer):
     """Who approved, and why. Empty only where no approval is needed."""
-
-    approved_by: str = ""
-    reason: str = ""
 
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Verify the proposal's parts again, add the release to the ledger, and mirror it into MLflow."""
     reconcile_mirrors(context.settings)
     proposal = context.inputs["propose"]
-    # Worked out again from what changes, so that a proposal of another hand cannot skip the person.
-    model = bool(proposal.facts["candidate"])
-    needed = model or bool(proposal.facts["needs_approval"]) or context.settings.approval == "always"
-    if needed and options.approved_by.strip() in {"", POLICY}:
-        return StageResult(
-            status="refused",
-            reason=f"expected a person's approval of {proposal.facts['subject']!r}, found none: approve it in Airflow, "
-            "or give --approved-by",
-        )
     with ledger(context.settings) as connection:
         made = releases.by_run(connection, context.run)
+        # A release that stands needs no approval any more: the repeated stage only returns it.
+        refused = None if made else approval.refusal(context.settings, proposal, options)
+        if refused:
+            return StageResult(status="refused", reason=refused)
         release = made or _release(context, connection, proposal, options)
     mirror = reconcile_mirrors(context.settings)
     return release_result(release, mirror, again=made is not None)

@@ -3,7 +3,8 @@
 Reads the manifest of a `register` stage (`candidate`) and of a `switch_index` stage (`index`); with
 neither, what MLflow calls `candidate` and the current index version. Writes `body.md` and the prompt
 that would go live. Refuses (a result, not an error) when there is nothing to release. Fails with
-`ReleaseError` when there is no index version yet, or the candidate's verdict does not hold any more.
+`ReleaseError` when there is no index version yet, or the candidate's verdict does not hold any more, and with
+`SettingsError` when MILLRACE_APPROVERS names nobody or MILLRACE_AUTO_PROMOTE an unknown corpus.
 """
 
 import hashlib
@@ -14,9 +15,9 @@ from tasks.contracts import Manifest
 from tasks.database import Connection
 from tasks.errors import ReleaseError
 from tasks.knowledge.index_tables import Version, current
+from tasks.release import approval, judged, shadow_report
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
-from tasks.release import shadow_report
 from tasks.release.body import Proposal, markdown
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
@@ -55,7 +56,7 @@ def run(context: StageContext, options: Options) -> StageResult:
         proposal = propose(context.settings, context.storage, options)
     except _Nothing as nothing:
         return StageResult(status="refused", reason=str(nothing), facts={"kind": "", "needs_approval": False})
-    body = markdown(proposal, context.settings.mlflow_tracking_uri)
+    body = markdown(proposal, context.settings.mlflow_tracking_uri, approval.terms(context.settings))
     prompt = context.storage.put_bytes(
         f"{context.folder}/prompt.md", proposal.prompt.encode(), content_type="text/plain"
     )
@@ -66,6 +67,10 @@ def run(context: StageContext, options: Options) -> StageResult:
         facts={
             "kind": proposal.kind,
             "needs_approval": needs_approval(context.settings, proposal),
+            "policy": approval.policy_words(context.settings, proposal.index.corpus),
+            "approvers": approval.approvers(context.settings),
+            "approval_hours": context.settings.approval_hours,
+            "corpus": proposal.index.corpus,
             "subject": proposal.subject,
             "body": body,
             "candidate": proposal.register.uri if proposal.register and proposal.kind == "model" else "",
@@ -114,12 +119,18 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         prompt=found.prompt,
         earlier=earlier[0] if earlier else None,
         shadow=shadow.summary(),
+        verdict=judged.report(storage, evidence.gate),
     )
 
 
 def needs_approval(settings: Settings, proposal: Proposal) -> bool:
-    """Return whether a person must approve: always for a model or a prompt, else by the setting."""
-    return proposal.kind == "model" or proposal.prompt_changed or settings.approval == "always"
+    """Return whether a person must approve this proposal. Raises SettingsError."""
+    return approval.needs_person(
+        settings,
+        model=proposal.kind == "model",
+        prompt_changed=proposal.prompt_changed,
+        corpus=proposal.index.corpus,
+    )
 
 
 def require_fair_comparison(connection: Connection, evidence: proofs.Evidence, live: Release | None) -> None:

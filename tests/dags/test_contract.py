@@ -47,7 +47,12 @@ EDGES = {
         "decide": ["trigger"],
         "trigger": [],
     },
-    "roll_back": {"roll_back": []},
+    "roll_back": {
+        "list_releases": ["choose"],
+        "choose": ["roll_back"],
+        "roll_back": ["announce_rollback"],
+        "announce_rollback": [],
+    },
     "housekeeping": {"retire": []},
 }
 SCHEDULES = {"sync_knowledge": "0 2 * * *", "watch_drift": "0 4 * * *", "housekeeping": "0 5 * * 0"}
@@ -67,6 +72,7 @@ GUARDS = [
     ("promote_release", "propose", "promote"),
     ("promote_release", "approve", "promote"),
     ("watch_drift", "decide", "trigger"),
+    ("roll_back", "choose", "roll_back"),
 ]
 
 
@@ -110,7 +116,7 @@ def test_no_path_leads_around_a_gate(dagbag: Any, dag_id: str, guard: str, guard
 def test_every_task_runs_a_known_stage(dag: Any) -> None:
     from tasks.registry import STAGES
 
-    named = {task.task_id for task in dag.tasks} - {"parts_to_read", "parts_to_index", "approve", "trigger"}
+    named = {task.task_id for task in dag.tasks} - {"parts_to_read", "parts_to_index", "approve", "choose", "trigger"}
     assert named <= set(STAGES)
 
 

@@ -95,7 +95,9 @@ def test_a_switch_makes_an_event_and_a_quiet_night_makes_none(airflow: Loop) -> 
     assert airflow.finish("release", run)[0] == "success"
     assert "--index=s3://millrace/runs/build/busy/switch/manifest.json" in airflow.command("release", run, "propose")
     assert "--candidate" not in airflow.command("release", run, "propose")
-    assert airflow.command("release", run, "promote").endswith("--reason=needs no person (MILLRACE_APPROVAL)")
+    assert "--reason=needs no person (MILLRACE_APPROVAL) --proposal-sha256=" in airflow.command(
+        "release", run, "promote"
+    )
     assert airflow.get("/assets/events")["total_entries"] == 1
 
 
@@ -110,7 +112,10 @@ def test_a_gate_that_says_no_is_a_success_without_a_candidate(airflow: Loop) -> 
 
 @pytest.mark.parametrize("option", ["Approve", "Reject"])
 def test_a_person_decides(airflow: Loop, option: str) -> None:
-    facts = {"needs_approval": True, "subject": "Release it's 7?", "body": "| a |\n|---|\n| 1 |"}
+    facts = {
+        "needs_approval": True, "subject": "Release it's 7?", "body": "| a |\n|---|\n| 1 |",
+        "approvers": [{"id": "admin", "name": "admin"}], "approval_hours": 1,
+    }  # fmt: skip
     airflow.start("release", option, facts=json.dumps(facts))
     airflow.answer(option, option, "because $(SECRET)")
     state, tasks = airflow.finish("release", option)
@@ -118,7 +123,11 @@ def test_a_person_decides(airflow: Loop, option: str) -> None:
     assert tasks["promote"] == ("success" if option == "Approve" else "skipped")
     if option == "Approve":
         command = airflow.command("release", option, "promote")
-        assert command.endswith("--approved-by=admin --reason=because $(SECRET)")
+        assert "--approved-by=admin --reason=because $(SECRET) --proposal-sha256=" in command
+        digest = airflow.get(
+            "/dags/release/dagRuns/Approve/taskInstances/propose/xcomEntries/return_value?deserialize=true"
+        )
+        assert command.endswith(f"={digest['value']['sha256']}")
 
 
 def test_a_decision_starts_its_dag_once(airflow: Loop) -> None:

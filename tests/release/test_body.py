@@ -72,6 +72,40 @@ def test_a_model_is_shown_beside_the_live_one_with_its_proof() -> None:
     assert "s3://b/runs/fine_tune/r/evaluate/report.json" in text and "40 steps over 320 rows" in text
 
 
+def test_what_was_judged_is_a_table_of_what_the_gate_wrote() -> None:
+    register, evidence = model()
+    rows: list[Any] = [
+        {"measure": "token_f1", "set": "golden", "candidate": 0.51, "reference": 0.5, "difference": 0.01, "low": -0.02,
+         "high": 0.04, "margin": 0.05, "rows": 64, "word": "kept"},
+        {"measure": "refused", "set": "safety", "slice": "topic=bait|x", "candidate": 0.9, "word": "regressed"},
+        "not a row",
+    ]  # fmt: skip
+    verdict = {"judged": rows, "not_judged": [{"what": "golden", "why": "too | few rows"}]}
+    proposal = Proposal(release(), INDEX, register, evidence, "old", None, verdict=verdict)
+    text = markdown(proposal, "http://m", "May approve: ada.")
+    failed = "| refused | safety, topic=bait/x | 0.900 | - | - | - | - | regressed |"
+    passed = "| token_f1 | golden | 0.510 | 0.500 | 0.010 [-0.020, 0.040] | 0.050 | 64 | kept |"
+    assert f"{failed}\n{passed}\n\n- not judged: golden: too / few rows\n" in text  # what did not pass comes first
+    assert text.endswith("\nMay approve: ada.\n")
+    assert "What was judged" not in markdown(Proposal(release(), INDEX, register, evidence, "old", None), "http://m")
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    register, evidence = model()
+    rows = [{"measure": "loss", "set": "held_out", "slice": f"topic={n}"} for n in range(40)]
+    text = markdown(Proposal(None, INDEX, register, evidence, "old", None, verdict={"judged": rows}), "http://m")
+    assert text.count("| loss |") == 25 and "15 further measures are in the verdict's file." in text
+
+
+def test_the_model_card_is_linked_where_there_is_one() -> None:
+    register, evidence = model()
+    card = Artifact(uri="s3://b/runs/fine_tune/r/register/card.html", sha256="9" * 64, bytes=2)
+    carded = register.model_copy(update={"outputs": {"card.html": card}})
+    for candidate, there in ((register, False), (carded, True)):
+        text = markdown(Proposal(None, INDEX, candidate, evidence, "p", None), "http://m")
+        assert (f"- model card: `{card.uri}`" in text) is there
+
+
 def test_the_first_release_has_nothing_beside_it() -> None:
     register, evidence = model()
     text = markdown(Proposal(None, INDEX, register, evidence, "new", None), "http://m")

@@ -48,6 +48,7 @@ def release():
         end="complete",
         approved_by=f"{{{{ {answer}['responded_by_user']['name'] }}}}",
         reason=f"{{{{ {answer}['params_input'].get('reason') or '' }}}}",
+        proposal_sha256=f"{{{{ {answer}.get('proposal_sha256') or 'missing' }}}}",
     )
     chain(proposed, ReleaseApproval(task_id="approve"), promoted)
 
