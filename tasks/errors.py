@@ -11,6 +11,7 @@
     │   ├── TrainingDiverged          the loss went wrong; the same inputs would go the same way
     │   ├── ManifestError             an input stage is missing, incomplete or damaged
     │   └── ReleaseError              a release cannot be made, found or restored
+    │       └── PartGone              a part of an earlier release is gone or was changed
     ├── GateRefused               3   a gate said no: a result, not an outage
     └── TryAgain                 75   retry later
         ├── ServiceUnavailable        Postgres, S3 or MLflow did not answer
@@ -70,6 +71,10 @@ class ManifestError(BadInput):
 
 class ReleaseError(BadInput):
     """A release cannot be made, found or restored."""
+
+
+class PartGone(ReleaseError):
+    """A part of an earlier release is gone or was changed: it cannot be restored, others may."""
 
 
 class GateRefused(MillraceError):

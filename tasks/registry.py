@@ -50,6 +50,8 @@ TOOLS = {
     "replay": "tasks.serving.replay:main",
     "choose_min_score": "tasks.serving.min_score:main",
     "shadow_report": "tasks.release.shadow_report:main",
+    "releases": "tasks.release.releases_tool:main",
+    "rollback": "tasks.release.rollback_tool:main",
     "backup": "tasks.backup.command:backup",
     "backups": "tasks.backup.command:backups",
     "verify_backup": "tasks.backup.command:verify_backup",
