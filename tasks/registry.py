@@ -52,6 +52,7 @@ TOOLS = {
     "shadow_report": "tasks.release.shadow_report:main",
     "releases": "tasks.release.releases_tool:main",
     "rollback": "tasks.release.rollback_tool:main",
+    "lineage": "tasks.release.lineage_tool:main",
     "backup": "tasks.backup.command:backup",
     "backups": "tasks.backup.command:backups",
     "verify_backup": "tasks.backup.command:verify_backup",
