@@ -19,6 +19,7 @@ from benchmarks import (
     nightly,
     overhead,
     packing,
+    rollback,
     sync,
 )
 from benchmarks.result import NotMeasured, Result, keep, machine
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "nightly_check": nightly.nightly_check,
     "assistant_overhead": assistant.assistant_overhead,
     "assistant_load": assistant.assistant_load,
+    "rollback_time": rollback.rollback_time,
 }
 
 
