@@ -6,6 +6,7 @@ cannot be followed (a run folder that was retired, a dataset file that is gone) 
 Fails with `ReleaseError` for a release that is not there, and as Postgres does.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from psycopg import sql
 from tasks.contracts import Artifact, Manifest, manifest_uri
 from tasks.database import Connection
 from tasks.errors import DataError, ManifestError, ServiceUnavailable
-from tasks.knowledge import index_tables
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
 from tasks.release.index import RELEASABLE
@@ -175,8 +175,6 @@ def _read(walk: Walk, files: dict[str, Artifact | str]) -> Examples:
 
 def rows_of(storage: Storage, file: Artifact | str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a dataset's file; those of an artifact are verified. Raises ManifestError, ValueError."""
-    import json
-
     if isinstance(file, Artifact):
         yield from storage.get_rows(file)
         return
@@ -207,28 +205,33 @@ def _behind_feedback(walk: Walk, numbers: list[int]) -> list[str]:
 
 
 def _index(walk: Walk, release: Release) -> Found:
-    version = index_tables.get(walk.connection, release.index_version)
-    found = {
-        "version": version.version, "corpus": version.corpus, "source": version.source, "status": version.status,
-        "embedder": version.embedder, "run": version.run, "chunks": version.chunks,
-    }  # fmt: skip
-    if next(walk.storage.list(f"{version.run.rstrip('/')}/"), None) is None:
-        walk.lost.append(f"run folder {version.run} of index version {version.version} was retired")
-    uris = documents_of(walk, version)
+    # Not index_tables.get: that one refuses what was retired, whose row is what is left to tell.
+    row = walk.connection.execute(
+        "SELECT version, corpus, source, status, embedder, run, chunks, documents, table_name FROM index_versions WHERE version = %s",
+        (release.index_version,),
+    ).fetchone()
+    assert row is not None  # a foreign key of the ledger
+    table, known = row.pop("table_name"), row.pop("documents")
+    if (
+        next(walk.storage.list(f"{row['run'].rstrip('/')}/") if row["run"].startswith("s3://") else iter(()), None)
+        is None
+    ):
+        walk.lost.append(f"run folder {row['run']} of index version {row['version']} was retired")
+    uris = documents_of(walk, table, row["status"])
     if uris is None:
         walk.lost.append(
-            f"documents of index version {version.version}: it is {version.status}, and its table is gone "
-            f"({version.documents or 'an unknown number of'} documents)"
+            f"documents of index version {row['version']}: it is {row['status']}, and its table is gone "
+            f"({known or 'an unknown number of'} documents)"
         )
-        return found
-    return found | {"documents": walk.listed(uris)}
+        return row
+    return row | {"documents": walk.listed(uris)}
 
 
-def documents_of(walk: Walk, version: index_tables.Version) -> list[str] | None:
+def documents_of(walk: Walk, table: str, status: str) -> list[str] | None:
     """Return the documents of which an index version holds chunks; None where its table is gone."""
-    if version.status not in RELEASABLE:
+    if status not in RELEASABLE:
         return None
-    query = sql.SQL("SELECT DISTINCT document_uri FROM {} ORDER BY 1").format(version.table)
+    query = sql.SQL("SELECT DISTINCT document_uri FROM {} ORDER BY 1").format(sql.Identifier(table))
     try:
         with walk.connection.transaction():
             return [row["document_uri"] for row in walk.connection.execute(query)]

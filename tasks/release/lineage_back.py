@@ -16,7 +16,6 @@ from psycopg import sql
 
 from tasks import tracking
 from tasks.errors import DataError, ServiceUnavailable
-from tasks.knowledge import index_tables
 from tasks.knowledge.erasure_rows import answered_from
 from tasks.release import ledger as releases
 from tasks.release.ledger import Release
@@ -70,27 +69,22 @@ def _uris(walk: Walk, name: str) -> list[str]:
 
 def _versions(walk: Walk, uris: list[str]) -> tuple[list[Found], list[int]]:
     """Return the versions with chunks of the document, and those that cannot be looked into any more."""
-    rows = walk.connection.execute("SELECT version FROM index_versions ORDER BY version").fetchall()
+    rows = walk.connection.execute(
+        "SELECT version, corpus, status, table_name FROM index_versions ORDER BY version"
+    ).fetchall()
     found: list[Found] = []
     retired: list[int] = []
     for row in rows:
-        version = index_tables.get(walk.connection, row["version"])
-        query = sql.SQL("SELECT count(*) AS chunks FROM {} WHERE document_uri = ANY(%s)").format(version.table)
+        table = row.pop("table_name")
+        query = sql.SQL("SELECT count(*) AS chunks FROM {} WHERE document_uri = ANY(%s)").format(sql.Identifier(table))
         try:
             with walk.connection.transaction():
                 counted = walk.connection.execute(query, (uris,)).fetchone()
-        except psycopg.errors.UndefinedTable:
-            retired.append(version.version)
+        except psycopg.errors.UndefinedTable:  # retired; or retired while we look
+            retired.append(row["version"])
             continue
         if counted and counted["chunks"]:
-            found.append(
-                {
-                    "version": version.version,
-                    "corpus": version.corpus,
-                    "status": version.status,
-                    "chunks": counted["chunks"],
-                }
-            )
+            found.append(row | {"chunks": counted["chunks"]})
     return found, retired
 
 
