@@ -19,6 +19,7 @@ from benchmarks import (
     nightly,
     overhead,
     packing,
+    rollback,
     sync,
     verdict,
 )
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "verdict_power": verdict.verdict_power,
     "assistant_overhead": assistant.assistant_overhead,
     "assistant_load": assistant.assistant_load,
+    "rollback_time": rollback.rollback_time,
 }
 
 

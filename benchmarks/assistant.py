@@ -184,8 +184,8 @@ def _bare(settings: Any) -> Callable[[list[int]], list[int]]:
 
     from tasks import models
     from tasks.release.propose import read_prompt
-    from tasks.serving.transformers_model import fastest_type
     from tasks.serving.prompt import parse_prompt
+    from tasks.serving.transformers_model import fastest_type
     from tasks.storage import Storage
 
     torch.set_num_threads(_threads())

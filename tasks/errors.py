@@ -13,6 +13,7 @@
     │   ├── ReproductionError         a training cannot be done again as it was
     │   ├── EvidenceError             the scores that a verdict needs are missing, broken or about other rows
     │   ├── ReleaseError              a release cannot be made, found or restored
+    │   │   ├── PartGone              a part of an earlier release is gone or was changed
     │   │   └── ApprovalError         an answer does not approve: by nobody who may, without a reason or its origin
     │   │       ├── ApprovalExpired   ... given too long ago
     │   │       └── ApprovalReused    ... given to another proposal, or to one that changed since
@@ -100,6 +101,10 @@ class ApprovalExpired(ApprovalError):
 
 class ApprovalReused(ApprovalError):
     """An approval was given to another proposal, or to one that has changed since."""
+
+
+class PartGone(ReleaseError):
+    """A part of an earlier release is gone or was changed: it cannot be restored, others may."""
 
 
 class GateRefused(MillraceError):

@@ -105,7 +105,7 @@ def get(connection: Connection, number: int) -> Release:
         newest = live(connection)
         known = f"1 to {newest.release}" if newest else "none at all"
         raise ReleaseError(
-            f"expected a release of the ledger ({known}), found {number}. Next: choose one that docs or `announce` name."
+            f"expected a release of the ledger ({known}), found {number}. Next: choose one that `python -m tasks releases` shows."
         )
     return found
 

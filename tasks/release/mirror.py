@@ -2,7 +2,8 @@
 
 The ledger decides what is live; MLflow shows it: alias `champion` on the live model version, alias
 `previous` on the one before, and on every version that was ever live the tag `millrace.release` (the
-newest release that names it). Reads `releases`, writes `release_mirrors`. A server that is away, or a
+newest release that names it). A version that went live is no `candidate` any more, until it is registered again:
+what was rolled back is not proposed once more by itself. Reads `releases`, writes `release_mirrors`. A server that is away, or a
 registry that lost a version, costs the mirror only: the row stays open, and the next release stage
 tries again (`reconcile_mirrors` is the first thing each of them does).
 """
@@ -20,6 +21,8 @@ from tasks.settings import Settings
 log = logging.getLogger(__name__)
 
 _LOCK = 0x4D697272  # spells "Mirr"
+_ABSENT = "RESOURCE_DOES_NOT_EXIST"
+CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ def _mirror(settings: Settings, connection: Connection, waiting: list[Release]) 
         with tracking.answering(settings) as client:
             for release in waiting:
                 _tag(client, release)
-            client.set_registered_model_alias(now.model_name, "champion", now.model_version)
+            client.set_registered_model_alias(now.model_name, CHAMPION, now.model_version)
             _set_previous(client, now, _previous_model(connection, now))
+            _end_candidacies(client, waiting)
+            _clear_other_models(client, connection, now)
     except ServiceUnavailable as error:
         return str(error)
     except MlflowException as error:
@@ -93,6 +98,37 @@ def _previous_model(connection: Connection, now: Release) -> Release | None:
 
 def _set_previous(client: Any, now: Release, previous: Release | None) -> None:
     if previous is not None and previous.model_name == now.model_name:
-        client.set_registered_model_alias(now.model_name, "previous", previous.model_version)
-    elif "previous" in client.get_registered_model(now.model_name).aliases:
-        client.delete_registered_model_alias(now.model_name, "previous")
+        client.set_registered_model_alias(now.model_name, PREVIOUS, previous.model_version)
+    else:
+        _remove(client, now.model_name, PREVIOUS)
+
+
+def _end_candidacies(client: Any, released: list[Release]) -> None:
+    for name in sorted({release.model_name for release in released}):
+        found = _aliases(client, name).get(CANDIDATE)
+        if found in {release.model_version for release in released if release.model_name == name}:
+            client.delete_registered_model_alias(name, CANDIDATE)
+
+
+def _clear_other_models(client: Any, connection: Connection, now: Release) -> None:
+    """Where MILLRACE_MODEL_NAME was changed, the model of the earlier name is live no more."""
+    from mlflow.exceptions import MlflowException
+
+    rows = connection.execute("SELECT DISTINCT model_name FROM releases WHERE model_name <> %s", (now.model_name,))
+    for name in sorted(row["model_name"] for row in rows):
+        try:
+            for alias in (CHAMPION, PREVIOUS):
+                _remove(client, name, alias)
+        except MlflowException as error:
+            if error.error_code != _ABSENT:
+                raise  # one that was deleted shows nothing wrong
+
+
+def _remove(client: Any, name: str, alias: str) -> None:
+    if alias in _aliases(client, name):
+        client.delete_registered_model_alias(name, alias)
+
+
+def _aliases(client: Any, name: str) -> dict[str, str]:
+    found = client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}

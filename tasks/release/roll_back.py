@@ -1,20 +1,20 @@
 """Go back to an earlier release: a new row of the ledger with that release's parts.
 
-Reads the ledger, the kept evidence and every byte of the earlier weights, and the chunks of its index
+Reads the ledger, the kept evidence and every byte of the earlier weights, its prompt, and the chunks of its index
 version. Writes one row of kind `rollback`, then mirrors it into MLflow. `release` 0 means the newest
-earlier release that answers differently. Fails with `ReleaseError` when the release is unknown, is live,
-or its index version was retired, and with `ManifestError` when bytes are gone.
+earlier release that answers differently. Fails with `ReleaseError` when the release is unknown or is live,
+and with `PartGone`, which names the releases that can be restored, when its index version was retired or bytes are gone.
 """
 
 from pydantic import Field
 
 from tasks.database import Connection
 from tasks.errors import ReleaseError
-from tasks.release import index as indexes
 from tasks.release import ledger as releases
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
-from tasks.release.promote import recall_model, release_result
+from tasks.release.parts import require_whole
+from tasks.release.promote import release_result
 from tasks.release.signing import seal
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 
@@ -51,8 +51,7 @@ def _restore(context: StageContext, connection: Connection, options: Options) ->
             f"expected an earlier release, found that release {live.release}, which is live, answers with the same model, "
             f"prompt and index version as release {target.release}. Next: choose another one."
         )
-    indexes.require(connection, target.index_version)
-    recall_model(context.storage, target)
+    require_whole(connection, context.storage, target, live)
     release = releases.append(
         connection,
         target.parts(),

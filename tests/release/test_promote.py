@@ -9,7 +9,7 @@ import pytest
 from tasks import models
 from tasks.contracts import Manifest
 from tasks.database import connect
-from tasks.errors import ManifestError, OptionError, ReleaseError
+from tasks.errors import ManifestError, OptionError, PartGone, ReleaseError
 from tasks.release import ledger, promote
 from tasks.release.mirror import reconcile_mirrors
 from tasks.stage import Stage, StageOptions, StageResult
@@ -150,7 +150,7 @@ def test_a_changed_byte_stops_a_rollback(house: Any) -> None:
     house.promote(candidate.uri)
     house.promote(house.candidate(b"two", champion=1).uri)
     forge(house, f"{candidate.facts['adapter_uri']}/adapter_model.safetensors", b"0ne")
-    with pytest.raises(ManifestError, match="sha256"):
+    with pytest.raises(PartGone, match="sha256"):
         house.stage("roll_back", house.run("roll_back"), reason="worse", approved_by="Ada")
     assert getattr(live(house), "release", None) == 2
 
