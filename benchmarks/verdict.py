@@ -47,7 +47,7 @@ class Cell:
         """Return the verdicts when every candidate is better by so much."""
         bounds = load_recipe("demo").evaluation.model_copy(update={"min_rows": min(rows, 12)})
         facts = {"rows": rows, "output_changed": True, "weights_sha256": "new", "champion_weights_sha256": "old"}
-        found = []
+        found: list[str] = []
         for place in range(len(self.value)):
             value, low, high = (float(end[place]) - better for end in (self.value, self.low, self.high))
             metrics = {"base_loss": 3.0, "candidate_loss": 2.0 + value}
