@@ -37,6 +37,9 @@ def demo() -> int:
     from local.__main__ import main as local_command
 
     begun = time.monotonic()
+    # Nobody sits at the demo: what its verdict calls better is released. A stack that runs already keeps its own way.
+    if "MILLRACE_AUTO_PROMOTE" not in merged_environment(dict(os.environ), read_environment_file(REPOSITORY / ".env")):
+        os.environ["MILLRACE_AUTO_PROMOTE"] = "default"
     code = local_command(["up"])
     if code:
         return code

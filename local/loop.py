@@ -155,7 +155,7 @@ class Loop:
         return f"{self.airflow.url}/dags/{dag_id}/runs/{run_id}"
 
     def _release(self, tuned: dict[str, Any]) -> None:
-        """Follow the promotion that the candidate started, and approve it as the person in charge would."""
+        """Follow the promotion that the candidate started; where a person is asked, approve as the one in charge would."""
         self.progress.begin("release")
         registered = self.findings.references["fine-tuning"].get("register")
         if registered is None:
@@ -264,7 +264,16 @@ class Loop:
         self.progress.begin("retraining")
         self.findings.started = self._follow("retraining", facts["dag_id"], facts["dag_run_id"])
         if registered := self.findings.references["retraining"].get("register"):
-            self.findings.waiting = self._promotion_of(registered["manifest"], self.findings.started["end_date"])
+            run_id = self._promotion_of(registered["manifest"], self.findings.started["end_date"])
+            if self._asks(run_id):
+                self.findings.waiting = run_id
+            else:
+                self._follow("second release", "promote_release", run_id)
+
+    def _asks(self, run_id: str) -> bool:
+        """Say whether a promotion waits for a person, as its proposal says."""
+        proposal = self.airflow.reference("promote_release", run_id, "propose")
+        return bool((proposal or {}).get("facts", {}).get("needs_approval", True))
 
 
 Tasks = list[dict[str, Any]]

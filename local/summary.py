@@ -101,6 +101,8 @@ def _drift(findings: Findings) -> list[str]:
             lines.append(f"its verdict: {gate.get('verdict')}")
     if findings.waiting:
         lines.append("its candidate waits for your approval in Airflow: promote_release > Required Actions")
+    if second := findings.references.get("second release", {}).get("promote"):
+        lines.append(f"its candidate was released by its verdict alone: release {second['facts']['release']}")
     return lines
 
 

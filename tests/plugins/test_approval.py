@@ -28,10 +28,10 @@ def answer(reference: Any) -> Any:
     from millrace_approval import ReleaseApproval
 
     with DAG("promote_release", schedule=None, params={"candidate": ""}):
-        operator = ReleaseApproval(task_id="approve")
+        operator: Any = ReleaseApproval(task_id="approve")
     ti = Instance(reference)
     context = {"ti": ti, "task_instance": ti}
-    return operator, context, lambda: ReleaseApproval.execute.__wrapped__(operator, context)
+    return operator, context, lambda: type(operator).execute.__wrapped__(operator, context)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> tuple[dict[str, Any], Any, Any]:
@@ -132,7 +132,7 @@ def test_the_dag_gives_a_person_the_longest_time_that_can_be_set(monkeypatch: py
     from tests.airflow_home import REPOSITORY
     from tests.test_settings import LEAST
 
-    dag = DagBag(str(REPOSITORY / "dags" / "promote_release.py")).dags["promote_release"]
+    dag: Any = DagBag(str(REPOSITORY / "dags" / "promote_release.py")).dags["promote_release"]
     hours = dag.dagrun_timeout.total_seconds() / 3600
     with pytest.raises(SettingsError, match="APPROVAL_HOURS"):
         load_settings(LEAST | {"MILLRACE_APPROVAL_HOURS": str(hours)})

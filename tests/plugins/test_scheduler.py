@@ -36,20 +36,20 @@ class Loop(Airflow):
         """Return the command line that a stage was started with, from its log."""
         return next(event for event in self.log(dag, run, task) if event.startswith("python -m fixture_stage"))
 
-    def answer(self, run: str, option: str, reason: str | None) -> None:
+    def answer(self, run: str, option: str, dag: str = "release", task: str = "approve", **form: str | None) -> None:
         """Answer as a person does: seconds after the question, and again where it is asked again.
 
         An answer within the same second can overtake the scheduler's note that the asking process has ended;
         Airflow 3.3.2 then takes the resumed task for a killed one and its next try asks anew.
         """
-        until(lambda: self.states("release", run).get("approve") == "awaiting_input")
-        path = f"/dags/release/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
-        body = {"chosen_options": [option], "params_input": {"reason": reason}}
+        until(lambda: self.states(dag, run).get(task) == "awaiting_input")
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
+        body = {"chosen_options": [option], "params_input": form}
 
         def answered() -> bool:
-            if self.states("release", run)["approve"] == "awaiting_input":
+            if self.states(dag, run)[task] == "awaiting_input":
                 self.http.patch(path, json=body).raise_for_status()
-            return self.states("release", run)["approve"] in ENDED
+            return self.states(dag, run)[task] in ENDED
 
         time.sleep(3)
         until(answered)
@@ -61,7 +61,7 @@ def airflow(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
     path = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{HERE / 'stages'}"}
     with receiving() as receiver:
         values = environment(folder, HERE / "live", stack.env | path | otel(receiver.address))
-        with running(folder, values, dags=5) as client:
+        with running(folder, values, dags=6) as client:
             loop = Loop(client.url)
             loop.log_in()
             loop.receiver = receiver
@@ -117,7 +117,7 @@ def test_a_person_decides(airflow: Loop, option: str) -> None:
         "approvers": [{"id": "admin", "name": "admin"}], "approval_hours": 1,
     }  # fmt: skip
     airflow.start("release", option, facts=json.dumps(facts))
-    airflow.answer(option, option, "because $(SECRET)")
+    airflow.answer(option, option, reason="because $(SECRET)")
     state, tasks = airflow.finish("release", option)
     assert state == "success"
     assert tasks["promote"] == ("success" if option == "Approve" else "skipped")
@@ -128,6 +128,18 @@ def test_a_person_decides(airflow: Loop, option: str) -> None:
             "/dags/release/dagRuns/Approve/taskInstances/propose/xcomEntries/return_value?deserialize=true"
         )
         assert command.endswith(f"={digest['value']['sha256']}")
+
+
+def test_an_earlier_release_is_chosen_from_a_list(airflow: Loop) -> None:
+    """The list is made in the run; Airflow keeps it with the question, and checks the answer against it."""
+    facts = {"choose": True, "body": "| release |", "choices": {"2": "2: yesterday", "1": "1: before"}}
+    airflow.start("back", "form", facts=json.dumps(facts))
+    until(lambda: airflow.states("back", "form").get("choose") == "awaiting_input")
+    asked = airflow.get("/dags/back/dagRuns/form/taskInstances/choose/-1/hitlDetails")
+    assert asked["params"]["release"]["schema"]["values_display"]["1"] == "1: before"
+    airflow.answer("form", "Restore", "back", "choose", release="1", reason="worse")
+    assert airflow.finish("back", "form")[0] == "success"
+    assert airflow.command("back", "form", "roll_back").endswith("--release=1 --reason=worse --approved-by=admin")
 
 
 def test_a_decision_starts_its_dag_once(airflow: Loop) -> None:

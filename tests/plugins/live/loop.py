@@ -5,6 +5,7 @@ from datetime import timedelta
 from airflow.sdk import chain, dag
 from millrace_approval import ReleaseApproval
 from millrace_assets import CANDIDATE_MODEL, KNOWLEDGE_INDEX, newest_manifest
+from millrace_choice import ReleaseChoice
 from millrace_process import ProcessStage
 from millrace_stage import parts_of, stage, stage_parts
 from millrace_trigger import TriggerDecided
@@ -53,6 +54,19 @@ def release():
     chain(proposed, ReleaseApproval(task_id="approve"), promoted)
 
 
+@dag(schedule=None, default_args=DEFAULTS, params={"release": None, "reason": None})
+def back():
+    chosen = "ti.xcom_pull(task_ids='choose')"
+    restored = stage(
+        "roll_back",
+        end="complete",
+        release=f"{{{{ {chosen}['release'] }}}}",
+        reason=f"{{{{ {chosen}['reason'] }}}}",
+        approved_by=f"{{{{ {chosen}['by'] }}}}",
+    )
+    chain(stage("list_releases", end="complete", facts=FACTS), ReleaseChoice(task_id="choose"), restored)
+
+
 @dag(schedule=None, default_args=DEFAULTS)
 def decide():
     chain(stage("decide", end="complete", facts=FACTS), TriggerDecided(task_id="trigger"))
@@ -66,5 +80,6 @@ def hang():
 build()
 tune()
 release()
+back()
 decide()
 hang()
