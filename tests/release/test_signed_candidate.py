@@ -9,8 +9,7 @@ from tasks.errors import SignatureError
 from tasks.release.signed_candidate import TAG, signed
 from tasks.release.signing_keys import make_pair
 from tasks.serving import candidate
-
-from .test_signing_keys import with_keys
+from tests.release.test_signing_keys import with_keys
 
 TAGS = {
     "weights": "adapter", "adapter_sha256": "a" * 64, "adapter_uri": "s3://b/models/f/adapter", "base_model": "hub:o/b",

@@ -3,7 +3,7 @@
 import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,8 +14,7 @@ from tasks.release import evidence as proofs
 from tasks.release.ledger import Release
 from tasks.release.signing import Recorded
 from tasks.release.signing_keys import key_id, make_pair, sign, signing_key, verify_keys
-
-from .test_signing_keys import with_keys
+from tests.release.test_signing_keys import with_keys
 
 FOLDER = "s3://b/models/f/adapter"
 NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -70,7 +69,7 @@ class House:
     """A release with all that stands behind it, signed."""
 
     def __init__(self, *, packages: bool = True) -> None:
-        self.bucket: Any = Bucket()
+        self.bucket = cast(Any, Bucket())
         files = {
             n: self.bucket.put_bytes(f"{FOLDER}/{n}", n.encode()) for n in ("adapter_config.json", "a.safetensors")
         }
