@@ -67,7 +67,7 @@ def test_a_model_was_trained_and_judged(findings: Findings) -> None:
     assert stages["evaluate"]["facts"]["output_changed"] is True
     assert stages["evaluate"]["metrics"]["difference_high"] < 0
     assert stages["evaluate"]["facts"]["left_out"] == {}
-    assert stages["evaluate"]["facts"]["sets"]["golden"]["rows"] == 6
+    assert stages["evaluate"]["facts"]["sets"]["golden"]["rows"] == 4
     assert (
         stages["evaluate"]["facts"]["index_version"]
         == findings.references["knowledge"]["switch_index"]["facts"]["version"]
