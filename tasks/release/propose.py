@@ -8,12 +8,13 @@ that would go live. Refuses (a result, not an error) when there is nothing to re
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from tasks import tracking
 from tasks.contracts import Manifest
 from tasks.database import Connection
-from tasks.errors import ReleaseError
+from tasks.errors import ReleaseError, ServiceUnavailable
 from tasks.knowledge.index_tables import Version, current
 from tasks.release import approval, judged, shadow_report
 from tasks.release import evidence as proofs
@@ -26,6 +27,8 @@ from tasks.release.register import ALIAS
 from tasks.settings import Settings, repository_path
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 class Options(StageOptions):
@@ -77,10 +80,19 @@ def run(context: StageContext, options: Options) -> StageResult:
             "index_version": proposal.index.version,
             "live_release": live.release if live else None,
             "prompt_changed": proposal.prompt_changed,
-            "prompt_version": register_prompt(context.settings, proposal.prompt).uri,
+            **_prompt_version(context.settings, proposal.prompt),
             "shadow": proposal.shadow,
         },
     )
+
+
+def _prompt_version(settings: Settings, prompt: str) -> dict[str, str | None]:
+    """Return the version that MLflow has of the prompt. The ledger keeps its text: an MLflow that is away holds up no release."""
+    try:
+        return {"prompt_version": register_prompt(settings, prompt).uri, "prompt_problem": None}
+    except ServiceUnavailable as error:
+        log.warning("the prompt is not in MLflow's registry yet; the next proposal tries again: %s", error)
+        return {"prompt_version": None, "prompt_problem": str(error)}
 
 
 def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
