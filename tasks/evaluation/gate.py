@@ -15,7 +15,7 @@ from tasks.evaluation.evaluate import compare, read_scores
 from tasks.evaluation.measures import PRIMARY
 from tasks.evaluation.pairs import Row
 from tasks.evaluation.table import read_table
-from tasks.evaluation.verdict import Result, examine, judge
+from tasks.evaluation.verdict import Result, examine
 from tasks.release.weights import claimed, trained, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.recipes import Recipe
@@ -64,9 +64,8 @@ def run(context: StageContext, options: Options) -> StageResult:
 def _judged(context: StageContext, recipe: Recipe) -> Result:
     """Judge the table of scores. Raises ManifestError, EvidenceError."""
     evaluate = context.inputs["evaluate"]
-    if "scores" not in evaluate.outputs and "sets" not in evaluate.facts:
-        # Measured before there was a table: the primary measure is all there is.
-        return Result(*judge(evaluate.metrics, evaluate.facts, recipe.evaluation))
+    if "scores" not in evaluate.outputs:  # measured before there was a table: no guard could be judged
+        raise _changed("a table of scores among the outputs of evaluate", "none")
     table = _table(context)
     require_sets(context, table)
     require_losses(table, list(context.storage.get_rows(context.input("evaluate", "rows"))))

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from tasks.errors import EvidenceError
 from tasks.evaluation.changed import most_changed
 from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards
-from tasks.evaluation.measures import PRIMARY
+from tasks.evaluation.measures import PRIMARY, SETS
 from tasks.evaluation.pairs import Pair, Row, paired, values
 from tasks.release.weights import claimed
 from tasks.training.recipes import Evaluation
@@ -54,9 +54,12 @@ def examine(table: Sequence[Row], metrics: Mapping[str, float], facts: Mapping[s
     sets = facts.get("sets")
     if not isinstance(sets, Mapping) or not all(isinstance(value, Mapping) for value in sets.values()):
         return Result("hold", f"the evidence names no evaluation sets: {sets!r}")
+    left_out = facts.get("left_out") or {}
+    if unsaid := [name for name in SETS if name not in sets and name not in left_out]:
+        return Result("hold", f"the evidence holds neither scores of {', '.join(unsaid)} nor why there are none")
     try:
         pairs = paired(table, sets, champion=facts.get("champion_release") is not None)
-        found, left = checks(pairs, bounds, facts.get("left_out") or {})
+        found, left = checks(pairs, bounds, left_out)
         primary, surest = _primary(pairs[PRIMARY.set], bounds)
     except EvidenceError as error:
         return Result("hold", str(error))

@@ -41,6 +41,8 @@ class Parts:
     code_revision: str
     evidence_uri: str
     evidence_sha256: str
+    prompt_version: str | None = None
+    """`prompts:/NAME/VERSION` of MLflow's prompt registry; None where MLflow was away, or had none yet."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Release:
     reason: str
     run: str
     restores: int | None
+    prompt_version: str | None = None
 
     def parts(self) -> Parts:
         """Return what this release is made of."""

@@ -84,6 +84,8 @@ def _tag(client: Any, release: Release) -> None:
         "millrace.prompt_sha256": release.prompt_sha256,
         "millrace.approved_by": release.approved_by,
     }
+    if release.prompt_version is not None:
+        tags["millrace.prompt_version"] = release.prompt_version
     for name, value in tags.items():
         client.set_model_version_tag(release.model_name, release.model_version, name, value)
 

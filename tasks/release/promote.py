@@ -73,6 +73,7 @@ def _release(context: StageContext, connection: Connection, proposal: Manifest, 
         embedder=index.embedder,
         evidence_uri=evidence.uri,
         evidence_sha256=evidence.sha256,
+        prompt_version=proposal.facts.get("prompt_version"),
     )
     release = releases.append(
         connection,
@@ -164,6 +165,7 @@ def release_result(release: Release, mirror: MirrorState, *, again: bool) -> Sta
             "base_model": release.base_model,
             "base_revision": release.base_revision,
             "index_version": release.index_version,
+            "prompt_version": release.prompt_version,
             "approved_by": release.approved_by,
             "reason": release.reason,
             "restores": release.restores,

@@ -131,6 +131,7 @@ def test_few_rows_are_not_judged_and_that_is_told() -> None:
 def test_few_rows_must_be_surer(gain: float, word: str) -> None:
     table = make_table(rows={"held_out": 12}, gain=gain)
     facts = {"rows": 12, "output_changed": True, "weights_sha256": "new", "sets": sets_of(table), "champion_release": 3}
+    facts["left_out"] = dict.fromkeys(("golden", "safety", "format"), "the recipe asks for none")
     result = examine(table, metrics_of(table), facts, BOUNDS.model_copy(update={"min_rows": 8}))
     assert (result.word, result.judged[0].high < 0) == (word, True)
     assert ("12 rows are few: their 99 % interval ends at +0.003" in result.reason) == (word == "review")
