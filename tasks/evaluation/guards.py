@@ -73,6 +73,9 @@ def checks(
             continue
         rows = values(measure, pairs[measure.set])
         name = f"{measure.set} {measure.name}"
+        if measure.name not in how.margins:
+            left.append(NotJudged(name, "the recipe gives it no margin"))
+            continue
         if rows.one_sided:
             left.append(NotJudged(f"{name} of {rows.one_sided} rows", "only one of the two answers has a figure"))
         if measure is not PRIMARY and len(rows.pairs) < how.guard_rows:

@@ -1,7 +1,7 @@
 """How much worse a candidate may surely get, for each measure that is judged: the margins of recipes that say nothing else.
 
-Pure. `loss` guards slices only: on all rows it is the primary measure, which must get better. Times depend on the machine
-and on who else uses it: their margin is wide.
+Pure. `loss` guards slices only: on all rows it is the primary measure, which must get better. Times depend on the machine and on
+who else uses it: they are judged only where a recipe gives them a margin, which is for machines that do nothing else.
 """
 
 GUARDS: dict[str, float] = {
@@ -14,5 +14,5 @@ GUARDS: dict[str, float] = {
     "answered": 0.10,
     "refused": 0.02,
     "valid": 0.05,
-    "seconds": 5.0,
 }
+ONLY_BY_RECIPE = ("seconds",)

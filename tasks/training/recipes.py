@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ManifestError, RecipeError, nearest
-from tasks.evaluation.margins import GUARDS
+from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE
 from tasks.settings import repository_path
 
 if TYPE_CHECKING:
@@ -161,9 +161,10 @@ class Evaluation(Part):
     @model_validator(mode="after")
     def _guarded(self) -> "Evaluation":
         for name, margin in self.guards.items():
-            if name not in GUARDS:
+            known = (*GUARDS, *ONLY_BY_RECIPE)
+            if name not in known:
                 raise ValueError(
-                    f"guards: expected measures of {', '.join(GUARDS)}, found {name!r}.{nearest(name, GUARDS)}"
+                    f"guards: expected measures of {', '.join(known)}, found {name!r}.{nearest(name, known)}"
                 )
             if not (math.isfinite(margin) and margin >= 0):
                 raise ValueError(f"guards: expected a margin of at least 0 for {name}, found {margin}")

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.evaluation import paired
 from tasks.evaluation.guards import ALPHA, holm, word_of
-from tasks.evaluation.margins import GUARDS
+from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION, MEASURES
 from tasks.evaluation.paired import Score
 from tasks.evaluation.verdict import Result, Verdict, careful, examine
@@ -81,11 +81,20 @@ def test_a_guard_that_perhaps_regressed_is_for_a_person() -> None:
 
 
 def test_what_is_better_lower_is_judged_the_other_way_round() -> None:
-    slower = verdict(change(make_table(), "seconds", 30.0, ids=40))
+    bounds = BOUNDS.model_copy(update={"guards": {"seconds": 5.0}})
+    slower = verdict(change(make_table(), "seconds", 30.0, ids=40), bounds)
     assert (slower.word, row(slower, "seconds").word) == ("hold", "regressed")
-    faster = verdict(change(make_table(), "seconds", 0.1, ids=40))
+    faster = verdict(change(make_table(), "seconds", 0.1, ids=40), bounds)
     assert (faster.word, row(faster, "seconds").word) == ("promote", "kept")
-    assert row(verdict(make_table()), "seconds").word == "open", "no row differs: there is no spread to be sure by"
+    same = row(verdict(make_table(), bounds), "seconds")
+    assert same.word == "open", "no row differs: there is no spread to be sure by"
+
+
+def test_times_are_judged_only_where_the_recipe_says_so() -> None:
+    """They say more of the machine's other work than of the candidate."""
+    slower = verdict(change(make_table(), "seconds", 30.0, ids=40))
+    assert slower.word == "promote"
+    assert {one.what: one.why for one in slower.not_judged}["golden seconds"] == "the recipe gives it no margin"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +255,7 @@ def test_the_words_of_a_guard(adjusted: float, alone: float, worst: float, word:
 
 
 def test_every_measure_that_has_a_better_has_a_margin() -> None:
-    assert set(GUARDS) == {measure.name for measure in MEASURES if measure.better != "neither"}
+    assert {*GUARDS, *ONLY_BY_RECIPE} == {measure.name for measure in MEASURES if measure.better != "neither"}
 
 
 def test_a_misspelt_guard_is_told() -> None:
