@@ -37,7 +37,7 @@ def test_the_pod_is_the_one_the_launcher_makes(gpus: int, monkeypatch: pytest.Mo
 
     ours = podspec.pod(settings(**VALUES), "name", ["true"], gpus)["spec"]
     container = ours["containers"][0]
-    asked, may, given = machine(gpus), confinement(), environment()
+    asked, may, given = machine(gpus), confinement(), environment("train")
     assert container["resources"] == plain(asked["container_resources"])
     assert ours["volumes"] == plain(asked["volumes"])
     assert container["volumeMounts"] == plain(asked["volume_mounts"])

@@ -5,14 +5,13 @@ import os
 import pydoc_data.topics
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from local.loop import Loop
 from tests.airflow_home import REPOSITORY
 from tests.kubernetes.assistants import Assistants
-from tests.kubernetes.cluster import Cluster, Watch, wait_for
+from tests.kubernetes.cluster import Cluster, Watch
+from tests.short_loop import ShortLoop
 
 TOPICS = (
     "pass",
@@ -59,24 +58,15 @@ def upload_base_model(storage: Any, folder: Path) -> None:
     storage.put_folder(BASE_MODEL, converted)
 
 
-class ClusterLoop(Loop):
+class ClusterLoop(ShortLoop):
     """The loop of `make demo`, with the assistant in pods: its address is that of a ready one."""
 
+    last = "preflight"
     assistants: Assistants
 
     def _ready(self) -> None:
         self.assistant = f"http://{self.assistants.wait(2, 600)[0]}:8000"
         self.environment["MILLRACE_ASSISTANT_URL"] = self.assistant
-
-    def _drift(self, since: datetime) -> None:
-        """Run the nightly check; of the training that it starts, see the first stage end well, and stop it."""
-        self._dag("drift", "watch_drift", {"since": since.isoformat(), "agree": 1})
-        facts = self.findings.references["drift"]["decide"]["facts"]
-        dag, run = facts["dag_id"], facts["dag_run_id"]
-        self.progress.begin("retraining")
-        wait_for(lambda: self.airflow.reference(dag, run, "preflight"), 240)
-        self.findings.started = self.airflow.run(dag, run)
-        self.airflow.call("PATCH", f"dags/{dag}/dagRuns/{run}", json={"state": "failed"})
 
 
 class Seen(Watch):

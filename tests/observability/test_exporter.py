@@ -189,7 +189,7 @@ def test_wrong_options_are_refused(arguments: list[str]) -> None:
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
-    assert len(ALL) == 39 + 20
+    assert len(ALL) == 39 + 21
     for name, metric in ALL.items():
         assert (metric.kind == "counter") == name.endswith("_total"), name
         assert len(name) < 63, "Postgres cuts longer names of columns"

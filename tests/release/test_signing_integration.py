@@ -28,6 +28,7 @@ pytestmark = pytest.mark.integration
 def plain(house: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The house without keys. MLflow is away: nothing here is about the registry, and it takes most of the time."""
     monkeypatch.setattr("tasks.release.mirror._mirror", lambda *_: "away")
+    monkeypatch.setattr("tasks.release.propose._prompt_version", lambda *_: {"prompt_version": None})
     return house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9")
 
 

@@ -90,7 +90,7 @@ def use(
         smoke.model_dump() | {"method": method, "data": data, "optimisation": how}, strict=False
     )
     for module in STAGES:
-        monkeypatch.setattr(module, "load_recipe", lambda _name: made)
+        monkeypatch.setattr(module, "load_recipe", lambda _name, **_: made)
 
 
 def stage(module: Any, settings: Settings, run: str, **options: str) -> Manifest:
