@@ -28,10 +28,10 @@ demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
 test: setup ## run the tests, two files at a time; they start what they need themselves
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=12 -m "not terraform and not compose and not long"
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=12 -m "not terraform and not compose and not long"
 
 test-long: setup ## run the longest tests: every recipe trained, restores and syncs killed, hostile documents, whole models
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=5 -m long
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=5 -m long
 
 test-terraform: setup ## plan infra/terraform, and apply it to an emulator of AWS (needs terraform and its AWS provider)
 	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m terraform

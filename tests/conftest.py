@@ -11,6 +11,15 @@ from psycopg import sql
 from local.stack import EmbeddedStack
 
 
+# Files of minutes come first: one that came last would keep one worker busy while the others have nothing left to do.
+LONGEST = ("end_to_end/test_loop.py", "training/test_fine_tune.py", "release/test_crash.py", "training/test_survival.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, the others in their order."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
     """Postgres, S3 and MLflow on free ports in a temporary folder; no Airflow, no assistant.
