@@ -10,9 +10,13 @@ from psycopg import sql
 
 from local.stack import EmbeddedStack
 
-
 # Files of minutes come first: one that came last would keep one worker busy while the others have nothing left to do.
-LONGEST = ("end_to_end/test_loop.py", "training/test_fine_tune.py", "release/test_crash.py", "training/test_survival.py")
+LONGEST = (
+    "end_to_end/test_loop.py",
+    "training/test_fine_tune.py",
+    "release/test_crash.py",
+    "training/test_survival.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
