@@ -91,7 +91,9 @@ def test_the_shift_was_found_and_started_a_dag(findings: Findings) -> None:
     assert decision["action"] == "train_again"
     assert findings.started is not None
     assert findings.started["dag_run_id"] == decision["dag_run_id"]
-    assert findings.references["retraining"]["build_dataset"]["counts"]["feedback_train"] == findings.feedback > 0
+    assert findings.feedback == 16
+    learned = findings.references["retraining"]["build_dataset"]["counts"]["feedback_train"]
+    assert learned == 12, "half of 24 rows, as the mix of the recipe says"
 
 
 def test_the_summary_fits_a_screen(findings: Findings) -> None:
