@@ -19,6 +19,7 @@ from tasks.contracts import Artifact
 from tasks.evaluation.answers import Answer, answer, hit_rows, with_hits
 from tasks.evaluation.champion import Champion, Pass, fetch_champion, passes
 from tasks.evaluation.fill import answer_rows, held_out_rows, means
+from tasks.evaluation.identity import identity
 from tasks.evaluation.judge import Comparison, Judged, endpoint, judged
 from tasks.evaluation.losses import answer_losses, compare, loss_rows, measured, read_scores, require_same_tokens
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION
@@ -217,4 +218,4 @@ def _counts(rows: Sequence[dict[str, Any]], found: Found) -> dict[str, int]:
     }
 
 
-STAGE = Stage("evaluate", Options, run, needs=("validate_dataset", "train"))
+STAGE = Stage("evaluate", Options, run, needs=("validate_dataset", "train"), reads=identity)
