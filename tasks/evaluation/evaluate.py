@@ -78,11 +78,10 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
         release, version = live(connection), index_tables.current(connection)
-        if release is not None:
-            verify(context.settings, context.storage, connection, release)
+        signed = verify(context.settings, context.storage, connection, release) if release is not None else None
     weights = trained(train)
     # Before anything is scored: a champion that cannot be had, or a set that cannot be read, is told at once.
-    champion = fetch_champion(context, release) if release else None
+    champion = fetch_champion(context, release, signed) if release else None
     asked = ask(context, recipe, version)
     with tempfile.TemporaryDirectory(prefix="millrace-evaluate-") as local:
         folder = context.storage.get_folder(dict(weights.files), Path(local) / CANDIDATE)

@@ -63,7 +63,7 @@ def test_every_model_is_measured_on_every_row(tmp_path: Path, monkeypatch: pytes
         "ledger": nobody,
         "live": lambda _connection: SimpleNamespace(release=7),
         "trained": lambda _train: SimpleNamespace(files={}, kind="adapter", sha256="c" * 64),
-        "fetch_champion": lambda _context, _release: Champion("d" * 64, None, None),
+        "fetch_champion": lambda _context, _release, _signed: Champion("d" * 64, None, None),
         "passes": lambda _context, _candidate, _champion: [Pass(base, names, base)],
         "publish": lambda _settings, run_id, table, _written, metrics: (
             shown.update(run=run_id, table=table, metrics=metrics) or "t"
