@@ -120,9 +120,12 @@ def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) ->
 
 def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str) -> None:
     first = bench.manifest(trained, "train")
-    bench.storage.delete_prefix(first.outputs["adapter/adapter_model.safetensors"].uri)
+    bench.storage.delete_prefix(first.outputs["packages"].uri)
     second = bench.train(trained, recipe=TINY, base_model=tiny)
     assert second["counts"]["steps"] == 3
+    assert second["facts"]["adapter_uri"] != first.facts["adapter_uri"]
+    for artifact in files_of(first.outputs).values():
+        bench.storage.verify(artifact)  # a release may name them
     assert second["facts"]["adapter_sha256"] == first.facts["adapter_sha256"], "the same inputs, the same bytes"
 
 
