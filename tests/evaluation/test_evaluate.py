@@ -1,6 +1,7 @@
 """The whole stage on tiny models, with storage in memory; the ledger, the index and MLflow are those of the integration tests."""
 
 import json
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,6 +147,34 @@ def test_an_untrained_adapter_changes_no_output_and_is_held(
     assert ("does not change the model's output" in judged.facts["reason"]) is not trained, judged.facts["reason"]
     if not trained:
         assert (judged.status, judged.facts["verdict"]) == ("refused", "hold")
+
+
+@pytest.mark.parametrize(("accelerator", "gpus"), [("cpu", 0), ("cuda", 3)])
+def test_one_model_has_left_before_the_next_is_loaded_and_gpus_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: dict[str, Any], accelerator: str, gpus: int
+) -> None:
+    first, other = make_passes(tmp_path)[0], make_model(tmp_path / "other", seed=5)
+    wanted = [Pass(first.model, {BASE: None, CANDIDATE: first.names[CANDIDATE]}, first.model)]
+    wanted.append(Pass(other, {CHAMPION: None}, other))
+    changes = {
+        "evaluation": RECIPE.evaluation.model_copy(update={"gpus": 3}),
+        "distribution": RECIPE.distribution.model_copy(update={"accelerator": accelerator}),
+    }
+    monkeypatch.setattr("tests.evaluation.test_evaluate.RECIPE", RECIPE.model_copy(update=changes))
+    context, loaded, left = make_context(Store()), evaluate.switched, []
+
+    def watched(folder: Path, names: Any, _recipe: Any) -> Iterator[tuple[str, Any]]:
+        """Load as the stage does, on the CPU: this machine may have no GPU."""
+        assert [name for name, model in left if model() is not None] == []
+        for name, model in loaded(folder, names, TINY):
+            left.append((name, weakref.ref(model)))
+            yield name, model
+
+    monkeypatch.setattr(evaluate, "passes", lambda *_: wanted)
+    monkeypatch.setattr(evaluate, "switched", watched)
+    found = evaluate.run(context, evaluate.Options())
+    assert [name for name, _model in left] == [BASE, CANDIDATE, CHAMPION]
+    assert found.gpus == gpus
 
 
 @contextmanager
