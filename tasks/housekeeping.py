@@ -4,14 +4,17 @@ Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An in
 when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it is among the newest
 `MILLRACE_KEEP_INDEX_VERSIONS` of its corpus that served before. What never served (being built, refused, left by a killed
 tune-index) is kept for a day, and so are a killed tune-index' vectors.
-A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`; a day of requests for
+A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`. Of one that a release's evidence names, what
+was measured and judged (`evaluate/`, `gate/`, `register/`) stays for good: cards, tags and `releases` point there. The rest of it
+goes, as it may hold what people wrote, and so does the text of documents that questions were asked with. A day of requests is kept for
 `MILLRACE_KEEP_REQUEST_DAYS` (`tasks.serving.retention`, which makes the partitions of the coming days too). Writes `retired`,
 the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
 listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -20,14 +23,20 @@ from pydantic import Field
 
 from tasks.backup.lock import alone
 from tasks.database import Connection
+from tasks.errors import ManifestError
 from tasks.knowledge import index_tables, tuning
 from tasks.knowledge.corpora import DEFAULT
+from tasks.release import evidence
 from tasks.release import ledger as releases
 from tasks.release.ledger import ledger
 from tasks.serving import retention
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
+from tasks.storage import Storage
 
+log = logging.getLogger(__name__)
 _BUILD_TIME = timedelta(days=1)
+_PROOF = ("evaluate", "gate", "register")  # the stages whose folders a release points to
+_FOUND = "evaluate/sets/hits.jsonl"  # of those the one file with text of documents, that no verdict is bound to
 
 
 class Options(StageOptions):
@@ -72,8 +81,9 @@ def _retire(context: StageContext, now: datetime, dry: bool, requests: list[dict
             if not dry:
                 index_tables.drop(connection, known.version)
         vectors = tuning.delete_vectors(connection, tuning.LEFT, dry=dry)
+        released = released_runs(context.storage, connection)
     limit = now - timedelta(days=context.settings.keep_run_days)
-    folders = old_folders(context.storage.list_modified(f"{context.bucket}/runs/"), limit, context.run)
+    folders = old_folders(context.storage.list_modified(f"{context.bucket}/runs/"), limit, context.run, released)
     objects = sum(count for _folder, count in folders)
     for folder, _count in folders:
         if not dry:
@@ -122,20 +132,49 @@ def old_versions(known: Sequence[Known], released: set[int], keep: int, now: dat
     return dropped[::-1]
 
 
-def old_folders(objects: Iterable[tuple[str, datetime]], limit: datetime, own: str) -> list[tuple[str, int]]:
-    """Return (URI with a slash at its end, objects) of each run folder in which nothing was written since `limit`."""
+def old_folders(
+    objects: Iterable[tuple[str, datetime]], limit: datetime, own: str, released: Collection[str] = ()
+) -> list[tuple[str, int]]:
+    """Return (URI with a slash at its end, objects) of each run folder in which nothing was written since `limit`.
+
+    Of a `released` one the folders of its stages are returned, but for those that hold what was measured and judged; of these
+    only the file with what was found in documents.
+    """
     newest: dict[str, datetime] = {}
-    counts: dict[str, int] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    spared = {run.rstrip("/") + "/" for run in released}
     for uri, modified in objects:
-        # s3://BUCKET/runs/DAG_ID/RUN_ID/...
-        parts = uri.split("/", 6)
+        # s3://BUCKET/runs/DAG_ID/RUN_ID/STAGE/...
+        parts = uri.split("/", 7)
         if len(parts) < 7:
             continue  # an object that is not inside a run folder is not ours to delete
         folder = "/".join(parts[:6]) + "/"
         newest[folder] = max(modified, newest.get(folder, modified))
-        counts[folder] = counts.get(folder, 0) + 1
+        if folder not in spared:
+            counts[folder][folder] += 1
+        elif len(parts) == 8 and parts[6] not in _PROOF:
+            counts[folder][f"{folder}{parts[6]}/"] += 1
+        elif uri == f"{folder}{_FOUND}":
+            counts[folder][uri] += 1
     own_folder = own.rstrip("/") + "/"
-    return [(folder, counts[folder]) for folder in sorted(newest) if newest[folder] < limit and folder != own_folder]
+    old = [folder for folder in sorted(newest) if newest[folder] < limit and folder != own_folder]
+    return [item for folder in old for item in sorted(counts[folder].items())]
+
+
+def released_runs(storage: Storage, connection: Connection) -> set[str]:
+    """Return the run folders in which the models of all releases were judged, as their evidence names them."""
+    rows = connection.execute("SELECT DISTINCT evidence_uri, evidence_sha256 FROM releases").fetchall()
+    found: set[str] = set()
+    for row in rows:
+        try:
+            content = evidence.recall(storage, row["evidence_uri"], row["evidence_sha256"])
+        except (ManifestError, ValueError) as error:
+            log.warning(
+                "what a release was judged by cannot be spared, its evidence does not say where it is: %s", error
+            )
+            continue
+        found |= {str(manifest["run"]) for manifest in content.get("manifests", {}).values() if "run" in manifest}
+    return found
 
 
 def _known(connection: Connection) -> list[Known]:

@@ -69,9 +69,7 @@ def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None)
         store = storage or Storage()
         listing = list(store.list(reference.rstrip("/") + "/"))
         small = [
-            (uri, size, etag)
-            for uri, size, etag in listing
-            if not uri.lower().endswith(_WEIGHTS) and size <= _LARGEST_SMALL_FILE
+            (uri, size, etag) for uri, size, etag in listing if not is_weights(uri) and size <= _LARGEST_SMALL_FILE
         ]
         if not any(uri.endswith(".safetensors") for uri, _size, _etag in listing):
             raise _no_weights(reference)
@@ -79,6 +77,11 @@ def fetch_tokenizer(reference: str, cache: Path, storage: Storage | None = None)
     if match := HUB.match(reference):
         return _require_config(_snapshot(reference, match, cache, _SMALL_FILES), reference)
     raise no_reference(reference)
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a file of this name holds weights, of any format: all others are read for configuration and tokenizer."""
+    return name.lower().endswith(_WEIGHTS)
 
 
 def _downloaded(store: Storage, reference: str, cache: Path, listing: list[tuple[str, int, str]]) -> Path:

@@ -53,7 +53,8 @@ class Stage(Generic[Options]):
 
     `graceful` stages look at `context.stopping()` themselves and raise Preempted after saving;
     all others are interrupted by SIGTERM where they stand. What a `fleeting` stage finds is true for the moment
-    only: an earlier manifest of it never stands. `settings` returns the settings with which it runs from those of the
+    only: an earlier manifest of it never stands. `reads` returns what a stage reads besides options and inputs (what is
+    live, say): an earlier manifest stands only while that is the same. `settings` returns the settings with which it runs from those of the
     environment, the options of the command, and the manifests it needs: a corpus has settings of its own.
     """
 
@@ -64,6 +65,7 @@ class Stage(Generic[Options]):
     graceful: bool = False
     fleeting: bool = False
     settings: "Callable[[Settings, Mapping[str, str], Mapping[str, Manifest]], Settings] | None" = None
+    reads: "Callable[[StageContext], Any] | None" = None
 
 
 @dataclass
@@ -141,16 +143,17 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
     if stage.settings is not None:
         settings = stage.settings(settings, given, inputs)
     options, resolved = resolve_options(stage.name, stage.options, settings, given)
-    fingerprint = digest(
-        {
-            "stage": stage.name,
-            "part": part,
-            "options": {name: option.value for name, option in resolved.items()},
-            "inputs": {name: [digest_of(m.outputs), m.facts, m.counts] for name, m in inputs.items()},
-            "code": code_revision(settings),
-        }
-    )
     context = StageContext(settings, storage, run, stage.name, part, inputs)
+    identity: dict[str, Any] = {
+        "stage": stage.name,
+        "part": part,
+        "options": {name: option.value for name, option in resolved.items()},
+        "inputs": {name: [digest_of(m.outputs), m.facts, m.counts] for name, m in inputs.items()},
+        "code": code_revision(settings),
+    }
+    if stage.reads is not None:
+        identity["reads"] = stage.reads(context)
+    fingerprint = digest(identity)
     before = _standing(storage, f"{context.folder}/manifest.json", None if stage.fleeting else fingerprint)
     if before is not None:
         log.info(

@@ -10,6 +10,7 @@ import pytest
 
 from tasks.database import connect, migrate
 from tasks.housekeeping import STAGE, Known, old_folders, old_versions
+from tasks.release import evidence
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
 from tasks.stage import run_stage
@@ -82,6 +83,25 @@ def test_a_folder_is_as_old_as_its_newest_object() -> None:
     assert old_folders(objects, NOW - timedelta(days=30), "s3://b/runs/d/own") == [("s3://b/runs/d/one/", 2)]
 
 
+def test_of_a_released_run_only_what_it_was_judged_by_stays() -> None:
+    old, run = NOW - timedelta(days=40), "s3://b/runs/fine_tune/one"
+    names = ("evaluate/scores.parquet", "evaluate/sets/golden.jsonl", "gate/verdict.json", "register/manifest.json")
+    gone = (
+        "evaluate/sets/hits.jsonl",
+        "train/checkpoints/step-1/a",
+        "train/manifest.json",
+        "build_dataset/candidates.jsonl",
+    )
+    objects = [(f"{place}/{name}", old) for place in (run, "s3://b/runs/fine_tune/two") for name in names + gone]
+    limit, own = NOW - timedelta(days=30), "s3://b/runs/d/own"
+    assert old_folders(objects, limit, own, {run}) == [
+        (f"{run}/build_dataset/", 1), (f"{run}/evaluate/sets/hits.jsonl", 1), (f"{run}/train/", 2),
+        ("s3://b/runs/fine_tune/two/", 8),
+    ]  # fmt: skip
+    assert old_folders([*objects, (f"{run}/gate/late", NOW)], limit, own, {run}) == [("s3://b/runs/fine_tune/two/", 8)]
+    assert old_folders([(f"{run}/{name}", old) for name in names], limit, own, {run}) == []
+
+
 @pytest.fixture
 def settings(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     url = new_database("house")
@@ -91,6 +111,21 @@ def settings(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> 
     migrate(url)
     yield load_settings()
     process_settings.cache_clear()
+
+
+def release(settings: Settings, uri: str, sha256: str) -> None:
+    """Make a release whose evidence is there; it has the first index version, which is made where there is none."""
+    with connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute(
+            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run) "
+            "SELECT 'f', 'c', 'c', 'e', 2, 'chunks_v1', 'current', '1' WHERE NOT EXISTS (SELECT 1 FROM index_versions)"
+        )
+        connection.execute(
+            "INSERT INTO releases (kind, model_name, model_version, base_model, base_revision, prompt_sha256, prompt, "
+            "index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
+            "VALUES ('promotion', 'm', '1', 'b', 'r', 'p', 'p', 1, 'e', 'c', %s, %s, 'Ada', 'r', 'run')",
+            (uri, sha256),
+        )
 
 
 @pytest.mark.integration
@@ -105,12 +140,8 @@ def test_it_drops_what_it_names_and_nothing_else(settings: Settings) -> None:
                 (f"chunks_v{number}", status, str(number)),
             )
             connection.execute(f"CREATE TABLE chunks_v{number} (x int)".encode())
-        connection.execute(
-            "INSERT INTO releases (kind, model_name, model_version, base_model, base_revision, prompt_sha256, prompt, "
-            "index_version, embedder, code_revision, evidence_uri, evidence_sha256, approved_by, reason, run) "
-            "VALUES ('promotion', 'm', '1', 'b', 'r', 'p', 'p', 1, 'e', 'c', 'u', 's', 'Ada', 'r', 'run')"
-        )
     bucket = f"s3://{settings.s3_bucket}"
+    release(settings, f"{bucket}/releases/gone/evidence.json", "s")
     kept = [
         storage.put_bytes(f"{bucket}/{place}/{uuid.uuid4()}/x", b"x") for place in ("models", "datasets", "releases")
     ]
@@ -172,6 +203,11 @@ def test_old_run_folders_go_and_models_stay(settings: Settings, monkeypatch: pyt
     bucket = f"s3://{settings.s3_bucket}"
     name = str(uuid.uuid4())
     model = storage.put_bytes(f"{bucket}/models/{name}/x", b"x")
+    judged = f"{bucket}/runs/fine_tune/{name}"
+    scores = storage.put_bytes(f"{judged}/evaluate/scores.parquet", b"x")
+    rows_of_people = storage.put_bytes(f"{judged}/build_dataset/candidates.jsonl", b"x")
+    proof = evidence.keep(storage, bucket, {"manifests": {"gate": {"run": judged}}})
+    release(settings, proof.uri, proof.sha256)
     run = storage.put_bytes(f"{bucket}/runs/old_dag/{name}/stage/manifest.json", b"x")
     real = Storage.list_modified
 
@@ -183,9 +219,13 @@ def test_old_run_folders_go_and_models_stay(settings: Settings, monkeypatch: pyt
     monkeypatch.setattr(Storage, "list_modified", aged)
     done = run_stage(STAGE, settings, f"{bucket}/runs/housekeeping/{uuid.uuid4()}", None, {})
     rows = list(storage.get_rows(done.outputs["retired"]))
-    assert rows == [{"kind": "run_folder", "name": f"{bucket}/runs/old_dag/{name}/", "objects": 1}]
-    storage.verify(model)
-    assert not storage.exists(run.uri)
+    assert rows == [
+        {"kind": "run_folder", "name": f"{judged}/build_dataset/", "objects": 1},
+        {"kind": "run_folder", "name": f"{bucket}/runs/old_dag/{name}/", "objects": 1},
+    ]
+    for artifact in (model, scores):
+        storage.verify(artifact)
+    assert not storage.exists(run.uri) and not storage.exists(rows_of_people.uri)
 
 
 @pytest.mark.integration

@@ -84,6 +84,16 @@ def test_the_same_inputs_again_do_nothing_and_others_do(settings: Settings, run:
 
 
 @pytest.mark.integration
+def test_what_a_stage_reads_besides_decides_whether_its_manifest_stands(settings: Settings, run: str) -> None:
+    read = {"live": 1}
+    reading = stage(reads=lambda context: {"stage": context.stage, **read})
+    first = run_stage(reading, settings, run, None, {})
+    assert run_stage(reading, settings, run, None, {}).started_at == first.started_at
+    read["live"] = 2
+    assert run_stage(reading, settings, run, None, {}).started_at > first.started_at
+
+
+@pytest.mark.integration
 def test_a_cost_row_is_written(settings: Settings, run: str) -> None:
     from tasks.database import connect
 

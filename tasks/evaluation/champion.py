@@ -14,6 +14,7 @@ from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION
 from tasks.release.ledger import Release
 from tasks.release.weights import Weights
 from tasks.serving.adapters import fetch_adapter, folder_digest
+from tasks.serving.base_files import require_signed
 from tasks.stage import StageContext
 
 
@@ -35,8 +36,11 @@ class Pass:
     tokenizer: Path
 
 
-def fetch_champion(context: StageContext, release: Release) -> Champion:
-    """Fetch what the live release answers with, proven to be the released bytes. Raises ReleaseError, ModelError."""
+def fetch_champion(context: StageContext, release: Release, signed: Weights | None = None) -> Champion:
+    """Fetch what the live release answers with, proven to be the released bytes. Raises ReleaseError, ModelError.
+
+    `signed`, where there is a key, are the files that were signed: of a whole model its configuration and tokenizer too.
+    """
     storage, cache = context.storage, context.settings.cache_dir
     adapter = None
     if release.adapter_uri is not None and release.adapter_sha256 is not None:
@@ -44,6 +48,8 @@ def fetch_champion(context: StageContext, release: Release) -> Champion:
         if release.base_revision == context.inputs["train"].facts["base_revision"]:
             return Champion(release.adapter_sha256, None, adapter)
     model = fetch_model(context, release.base_model, release.base_revision)
+    if signed is not None and release.adapter_sha256 is None:
+        require_signed(release.base_model, model, {name: item.sha256 for name, item in signed.files.items()})
     return Champion(release.adapter_sha256 or folder_digest(model), model, adapter)
 
 

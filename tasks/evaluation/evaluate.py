@@ -10,7 +10,7 @@ not fit its base model, or the champion reads other tokens, and with `ServiceUna
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from tasks.contracts import Artifact
 from tasks.evaluation.answers import Answer, answer, hit_rows, with_hits
 from tasks.evaluation.champion import Champion, Pass, fetch_champion, passes
 from tasks.evaluation.fill import answer_rows, held_out_rows, means
+from tasks.evaluation.identity import identity
 from tasks.evaluation.judge import Comparison, Judged, endpoint, judged
 from tasks.evaluation.losses import answer_losses, compare, loss_rows, measured, read_scores, require_same_tokens
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION
 from tasks.evaluation.publish import publish
-from tasks.evaluation.scores import Scored, encoded, patient_threads, score_rows, switched
+from tasks.evaluation.scores import Scored, encoded, let_go, patient_threads, score_rows, switched
 from tasks.evaluation.sets import Frozen, Question, freeze
 from tasks.evaluation.table import put_table
 from tasks.knowledge import index_tables
@@ -77,11 +78,10 @@ def run(context: StageContext, options: Options) -> StageResult:
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:
         release, version = live(connection), index_tables.current(connection)
-        if release is not None:
-            verify(context.settings, context.storage, connection, release)
+        signed = verify(context.settings, context.storage, connection, release) if release is not None else None
     weights = trained(train)
     # Before anything is scored: a champion that cannot be had, or a set that cannot be read, is told at once.
-    champion = fetch_champion(context, release) if release else None
+    champion = fetch_champion(context, release, signed) if release else None
     asked = ask(context, recipe, version)
     with tempfile.TemporaryDirectory(prefix="millrace-evaluate-") as local:
         folder = context.storage.get_folder(dict(weights.files), Path(local) / CANDIDATE)
@@ -120,6 +120,7 @@ def run(context: StageContext, options: Options) -> StageResult:
         metrics=metrics,
         facts=facts,
         base_model=train.base_model,
+        gpus=recipe.evaluation.gpus if recipe.distribution.accelerator == "cuda" else 0,
     )
 
 
@@ -142,27 +143,35 @@ def ask(context: StageContext, recipe: Recipe, version: Version | None) -> Asked
 def _measure(
     context: StageContext, recipe: Recipe, rows: list[dict[str, Any]], wanted: Sequence[Pass], asked: Asked
 ) -> Found:
-    """Load each model once; under each of its names, score the held-out rows and answer the questions."""
+    """Load one model after the other; under each of its names, score the held-out rows and answer the questions."""
     patient_threads()
-    from transformers import AutoTokenizer
-
-    found, how = Found(), recipe.evaluation
+    found = Found()
     total = sum(len(one.names) for one in wanted)
     for one in wanted:
-        tokenizer = AutoTokenizer.from_pretrained(one.tokenizer)
-        examples = encoded(tokenizer, rows, recipe)
-        for name, model in switched(one.model, one.names, recipe):
-            found.scored[name] = score_rows(model, examples, how.rows_per_batch, pad_id(tokenizer))
-            if tokenizer.chat_template is not None:
-                found.answers[name] = answer(
-                    model, tokenizer, asked.prompt, asked.questions, how.answer_tokens, how.rows_per_batch
-                )
-            context.progress(len(found.scored), total, "models")
+        _measure_one(recipe, rows, one, asked, found, lambda: context.progress(len(found.scored), total, "models"))
+        let_go()
     require_same_tokens(found.scored)
     if set(found.answers) != set(found.scored):
         found.answers.clear()
         asked.frozen.leave_out(NO_TEMPLATE)
     return found
+
+
+def _measure_one(
+    recipe: Recipe, rows: list[dict[str, Any]], one: Pass, asked: Asked, found: Found, told: Callable[[], None]
+) -> None:
+    """Add to `found` what one model gives. When this has returned, nothing here holds the model any more."""
+    from transformers import AutoTokenizer
+
+    how, tokenizer = recipe.evaluation, AutoTokenizer.from_pretrained(one.tokenizer)
+    examples = encoded(tokenizer, rows, recipe)
+    for name, model in switched(one.model, one.names, recipe):
+        found.scored[name] = score_rows(model, examples, how.rows_per_batch, pad_id(tokenizer))
+        if tokenizer.chat_template is not None:
+            found.answers[name] = answer(
+                model, tokenizer, asked.prompt, asked.questions, how.answer_tokens, how.rows_per_batch
+            )
+        told()
 
 
 def answered_rows(found: Found, asked: Asked) -> list[dict[str, Any]]:
@@ -217,4 +226,4 @@ def _counts(rows: Sequence[dict[str, Any]], found: Found) -> dict[str, int]:
     }
 
 
-STAGE = Stage("evaluate", Options, run, needs=("validate_dataset", "train"))
+STAGE = Stage("evaluate", Options, run, needs=("validate_dataset", "train"), reads=identity)

@@ -22,7 +22,8 @@ def publish(
 ) -> str:
     """Log table and metrics in the run `run_id`, and return the table's path there, which its digest names.
 
-    MLflow adds to a table that is there: a name that tells the bytes keeps evaluations of one training apart.
+    MLflow adds to a table that is there: a name that tells the bytes keeps evaluations of one training apart, and one of
+    that name that is there already is left as it is.
     """
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
@@ -31,7 +32,9 @@ def publish(
     now = int(time.time() * 1000)
     try:
         with tracking.answering(settings) as client:
-            client.log_table(run_id, {name: [row.get(name) for row in table] for name in COLUMNS}, path)
+            # A retry after the table was written would add its rows to it once more.
+            if path not in {file.path for file in client.list_artifacts(run_id, FOLDER)}:
+                client.log_table(run_id, {name: [row.get(name) for row in table] for name in COLUMNS}, path)
             client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":

@@ -5,6 +5,7 @@ switched on it. Fails with `ModelError` when an adapter does not belong to the m
 do not hold the model.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,15 @@ def switched(
                 model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
             require_loaded(model, name, adapter)
         yield name, model.eval()
+
+
+def let_go() -> None:
+    """Give the memory of models that nobody holds any more back, also that of GPUs: the next one needs it."""
+    import torch
+
+    gc.collect()  # modules and PEFT's layers refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def patient_threads() -> None:

@@ -64,12 +64,10 @@ class Frozen:
         }
 
 
-def freeze(settings: Settings, storage: Storage, folder: str, how: Evaluation, *, indexed: bool) -> Frozen:
-    """Read the sets that `how` asks for, and write their rows below `folder`. Without an index, no golden questions.
-
-    Raises DataError.
-    """
-    frozen = Frozen()
+def choose(
+    settings: Settings, storage: Storage, how: Evaluation, *, indexed: bool
+) -> tuple[dict[SetName, list[Question]], dict[str, str]]:
+    """Return the rows of the sets that `how` asks for, and why others are left out. Writes nothing. Raises DataError."""
     own = settings_of(settings, DEFAULT)
     sources: dict[SetName, tuple[int | None, Callable[[], list[Question]]]] = {
         "golden": (
@@ -79,13 +77,26 @@ def freeze(settings: Settings, storage: Storage, folder: str, how: Evaluation, *
         "safety": (how.safety_probes, lambda: [_safety(row) for row in load_safety(settings.probes, storage)]),
         "format": (how.format_probes, lambda: [_format(row) for row in load_format(settings.probes, storage)]),
     }
+    chosen: dict[SetName, list[Question]] = {}
+    left_out: dict[str, str] = {}
     for name, (count, read) in sources.items():
         if count == 0 or (name == "golden" and not indexed):
-            frozen.left_out[name] = NONE_ASKED if count == 0 else NO_INDEX
-            continue
-        chosen = spread(read(), count, how.seed, id_of=lambda q: q.id, topic_of=lambda q: q.topic)
-        frozen.outputs[f"sets/{name}"] = storage.put_rows(f"{folder}/sets/{name}.jsonl", map(_written, chosen))
-        frozen.questions.extend(chosen)
+            left_out[name] = NONE_ASKED if count == 0 else NO_INDEX
+        else:
+            chosen[name] = spread(read(), count, how.seed, id_of=lambda q: q.id, topic_of=lambda q: q.topic)
+    return chosen, left_out
+
+
+def freeze(settings: Settings, storage: Storage, folder: str, how: Evaluation, *, indexed: bool) -> Frozen:
+    """Read the sets that `how` asks for, and write their rows below `folder`. Without an index, no golden questions.
+
+    Raises DataError.
+    """
+    chosen, left_out = choose(settings, storage, how, indexed=indexed)
+    frozen = Frozen(left_out=left_out)
+    for name, questions in chosen.items():
+        frozen.outputs[f"sets/{name}"] = storage.put_rows(f"{folder}/sets/{name}.jsonl", map(written, questions))
+        frozen.questions.extend(questions)
     return frozen
 
 
@@ -138,7 +149,7 @@ def _shown(row: SafetyProbe | FormatProbe) -> "list[Hit]":
     return [Hit(chunk_id=row.id, document_uri=f"probe:{row.id}", title="Notes", text=row.context, ordinal=0, score=1.0)]
 
 
-def _written(question: Question) -> dict[str, Any]:
+def written(question: Question) -> dict[str, Any]:
     """Return what is frozen of a row: all that it is asked with and judged by."""
     row = question.row
     if isinstance(row, GoldenQuestion):

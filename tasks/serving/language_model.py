@@ -4,7 +4,7 @@ Reads tokenizer files. The assistant renders prompts itself, so that prompt and 
 wherever the model runs: a model takes token ids, and tells text. Fails with `ModelError` for a tokenizer without a template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ class LanguageModel(Protocol):
 
     reference: str
     base_revision: str
+    files: Mapping[str, str]
+    """SHA-256 of configuration, tokenizer and the like, as they were when this model was loaded from them."""
     tokenizer: Any
     window: int
 

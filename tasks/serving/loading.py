@@ -20,6 +20,7 @@ from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.release import ledger, signing
 from tasks.release.signing_keys import verify_keys
 from tasks.serving.adapters import adapters_folder, fetch_adapter
+from tasks.serving.base_files import differing
 from tasks.serving.connection import KeptConnection
 from tasks.serving.language_model import LanguageModel
 from tasks.serving.prompt import Prompt, parse_prompt
@@ -100,15 +101,17 @@ class Loader:
         return {name: artifact.sha256 for name, artifact in weights.files.items()}
 
     def _base(self, release: ledger.Release, beside: Loaded | None, signed: Mapping[str, str] | None) -> LanguageModel:
-        if beside is not None:
-            model = beside.model
-            if (model.reference, model.base_revision) == (release.base_model, release.base_revision):
-                return model
-        if self._settings.generation_url is not None:
-            return connect_base(release.base_model, release.base_revision, self._settings)
-        cache, endpoint = Path(self._settings.cache_dir), self._settings.s3_endpoint_url
         # The signed files are the base model's where the whole of it was trained, else the adapter's (proven by its digest).
         files = signed if release.adapter_sha256 is None else None
+        if beside is not None:
+            model = beside.model
+            same = (model.reference, model.base_revision) == (release.base_model, release.base_revision)
+            # It may have been loaded for an adapter, whose release says nothing of configuration and tokenizer.
+            if same and (files is None or not differing(model.files, files)):
+                return model
+        if self._settings.generation_url is not None:
+            return connect_base(release.base_model, release.base_revision, self._settings, files)
+        cache, endpoint = Path(self._settings.cache_dir), self._settings.s3_endpoint_url
         return load_base(release.base_model, release.base_revision, cache, endpoint, self._threads, files)
 
     def _embedder(self, release: ledger.Release, beside: Loaded | None) -> "Embedder":

@@ -18,10 +18,11 @@ from typing import Any
 from tasks import models
 from tasks.errors import ReleaseError
 from tasks.serving.adapters import check_fits
+from tasks.serving.base_files import digests, require_signed
 from tasks.serving.language_model import Generated, Sampling, ends_of, load_tokenizer, window_of
 from tasks.serving.refusals import TooLate
 from tasks.serving.telling import Listener, Teller
-from tasks.storage import Storage, file_digest
+from tasks.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class TransformersModel:
 
     def __init__(self, reference: str, base_revision: str, folder: Path, threads: int) -> None:
         self.reference, self.base_revision = reference, base_revision
+        self.files: Mapping[str, str] = digests(folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._attached: set[str] = set()
         self._threads = threads
@@ -190,24 +192,8 @@ def load_base(
             "Next: restore the model this release was made with, or release again."
         )
     if files is not None:
-        _require_signed(reference, folder, files)
+        require_signed(reference, folder, files)
     return TransformersModel(reference, base_revision, folder, threads)
-
-
-def _require_signed(reference: str, folder: Path, files: Mapping[str, str]) -> None:
-    """Compare what the revision does not pin (configuration, tokenizer) with the signed digests. Raises ReleaseError."""
-    signed = {name: sha256 for name, sha256 in files.items() if not name.endswith(".safetensors")}
-    found = {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".safetensors"
-    }
-    other = sorted(name for name in signed | found if signed.get(name) != found.get(name))
-    if other:
-        raise ReleaseError(
-            f"expected the files of {reference} as they were signed, found {', '.join(other[:3])} other, missing or new. "
-            "Next: restore that folder from a backup, or roll back."
-        )
 
 
 def _fetch(reference: str, cache: Path, endpoint_url: str | None) -> Path:

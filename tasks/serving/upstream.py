@@ -15,7 +15,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from pathlib import Path
@@ -26,6 +26,7 @@ import httpx
 from tasks import models
 from tasks.errors import BadInput, ReleaseError, ServiceUnavailable, SettingsError
 from tasks.serving.adapters import folder_digest
+from tasks.serving.base_files import digests, require_signed
 from tasks.serving.language_model import Generated, Sampling, ends_of, load_tokenizer, window_of
 from tasks.serving.model_server import BadAnswer, BadStatus, Card, ModelServer
 from tasks.serving.refusals import Busy, GenerationAway, GenerationBroke, TooLate
@@ -54,6 +55,7 @@ class UpstreamModel:
         from transformers import AutoConfig, GenerationConfig
 
         self.reference, self.base_revision = reference, base_revision
+        self.files: Mapping[str, str] = digests(folder)
         self.tokenizer: Any = load_tokenizer(reference, folder)
         self._server, self._base = server, served
         self._adapters: dict[str, tuple[str, Path]] = {}  # by the name in this process: the name there, and the files
@@ -263,13 +265,20 @@ def _too_late() -> TooLate:
     return TooLate("expected the model to be free in time, found others before this request. Next: try again.")
 
 
-def connect_base(reference: str, base_revision: str, settings: Settings) -> UpstreamModel:
-    """Return the base model of a release on the server of the settings. Raises ReleaseError when it serves another."""
+def connect_base(
+    reference: str, base_revision: str, settings: Settings, files: Mapping[str, str] | None = None
+) -> UpstreamModel:
+    """Return the base model of a release on the server of the settings. Raises ReleaseError when it serves another.
+
+    `files`, where they are known, are the digests of the model's files: configuration and tokenizer are read here.
+    """
     if settings.generation_url is None:
         raise SettingsError("expected MILLRACE_GENERATION_URL, found none. Next: set it.")
     key = settings.generation_key.get_secret_value() if settings.generation_key else None
     server = ModelServer(settings.generation_url, key)
     storage = Storage(settings.s3_endpoint_url)
     folder = models.fetch_tokenizer(reference, Path(settings.cache_dir), storage)
+    if files is not None:
+        require_signed(reference, folder, files)
     served = settings.generation_model or served_base(base_revision)
     return UpstreamModel(reference, base_revision, folder, server, served)

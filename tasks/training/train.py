@@ -4,7 +4,8 @@ Reads the frozen rows of `validate_dataset`, the plan of `plan_training` (which 
 a GPU is asked for), the recipe, and the base model. Writes the trained weights to
 `s3://BUCKET/models/TRAINING_FINGERPRINT/`, their `training.json` last, checkpoints to the run folder, and metrics
 to MLflow while it trains. The fingerprint is a digest of all that decides the result; where its `training.json`
-stands and the bytes it names are there, nothing is trained. On SIGTERM it saves a checkpoint after the step
+stands and the bytes it names are there, nothing is trained. What is damaged there is left as it is, for a release may name
+the rest of it: the same inputs then train to `TRAINING_FINGERPRINT-2/`, and so on. On SIGTERM it saves a checkpoint after the step
 it is in, and raises `Preempted`; a retry of the run goes on from there, also on another number of ranks.
 
 With `--reproduces RELEASE` it trains what was trained before, for `python -m tasks reproduce`: the result goes to the run
@@ -14,6 +15,7 @@ With `distribution.nodes` above 1 each node runs this stage: node 0 as such, nod
 Fails as `tasks.training.job` says, and with `RecipeError`, `ModelError` and `SettingsError`.
 """
 
+import itertools
 import json
 import logging
 from typing import Any
@@ -50,8 +52,7 @@ class Options(StageOptions):
 def run(context: StageContext, options: Options) -> StageResult:
     """Train, or return what these inputs trained before."""
     plan = _plan(context, options)
-    folder = _folder(context, plan, options)
-    kept = _kept(context, folder)
+    folder, kept = _place(context, _folder(context, plan, options))
     if kept is not None:
         log.info("the same inputs were trained before: 0 steps, what stands at %s is taken", folder)
         kept["outputs"] |= _own_recipe(context, plan, kept)
@@ -104,17 +105,30 @@ def _plan(context: StageContext, options: Options) -> Plan:
     )
 
 
+def _place(context: StageContext, folder: str) -> tuple[str, dict[str, Any] | None]:
+    """Return where the result goes, and what an earlier training of the same inputs left there, if all of it is there.
+
+    Nothing is deleted or written over: the ledger and the registry may name files of a folder that is damaged elsewhere.
+    """
+    for number in itertools.count(1):
+        place = folder if number == 1 else f"{folder}-{number}"
+        kept = _kept(context, place)
+        if kept is not None or not any(True for _ in context.storage.list(f"{place}/")):
+            return place, kept
+        log.warning("%s holds no whole training; it is left as it is, and the next folder is looked at", place)
+    raise AssertionError  # counting has no end
+
+
 def _kept(context: StageContext, folder: str) -> dict[str, Any] | None:
     """Return what an earlier training of the same inputs left, if all of it is there."""
     if not context.storage.exists(f"{folder}/{_LAST}"):
         return None
-    kept: dict[str, Any] = json.loads(context.storage.get_bytes(f"{folder}/{_LAST}"))
     try:
+        kept: dict[str, Any] = json.loads(context.storage.get_bytes(f"{folder}/{_LAST}"))
         for value in kept["outputs"].values():
             context.storage.verify(Artifact.model_validate(value))
-    except ManifestError as error:
+    except (ManifestError, ValueError, KeyError) as error:
         log.warning("an earlier training of these inputs is damaged, it is done again: %s", error)
-        context.storage.delete_prefix(f"{folder}/")
         return None
     return kept
 

@@ -120,9 +120,12 @@ def test_a_killed_rank_is_no_success(bench: Bench, validated: str, tiny: str) ->
 
 def test_a_damaged_result_is_trained_again(bench: Bench, trained: str, tiny: str) -> None:
     first = bench.manifest(trained, "train")
-    bench.storage.delete_prefix(first.outputs["adapter/adapter_model.safetensors"].uri)
+    bench.storage.delete_prefix(first.outputs["packages"].uri)
     second = bench.train(trained, recipe=TINY, base_model=tiny)
     assert second["counts"]["steps"] == 3
+    assert second["facts"]["adapter_uri"] != first.facts["adapter_uri"]
+    for artifact in files_of(first.outputs).values():
+        bench.storage.verify(artifact)  # a release may name them
     assert second["facts"]["adapter_sha256"] == first.facts["adapter_sha256"], "the same inputs, the same bytes"
 
 
@@ -219,7 +222,7 @@ def test_the_gate_believes_no_figure_that_was_changed(bench: Bench, trained: str
 
 def test_the_champion_again_is_nothing_new(bench: Bench, trained: str, tiny: str) -> None:
     release = make_release(bench, bench.manifest(trained, "train").facts, tiny)
-    bench.storage.delete_prefix(f"{trained}/evaluate/manifest.json")  # as a cleared task: measured again
+    # As a cleared task: another release is live, so that it is measured again.
     result = bench.run("evaluate", trained)
     assert result["facts"]["champion_release"] == release
     assert result["metrics"]["champion_loss"] == pytest.approx(result["metrics"]["candidate_loss"])
