@@ -8,6 +8,7 @@ scores. The verdict is bound to the weights' digest and to the digest of every s
 broken, or about other bytes is hold. Each run judges again: no earlier verdict stands.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.errors import EvidenceError, ManifestError
@@ -40,6 +41,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     facts: dict[str, Any] = {
         "verdict": result.word,
         "reason": result.reason,
+        # A verdict that was given again is another one for what stands on it: `register` names this manifest's digest.
+        "judged_at": datetime.now(UTC).isoformat(),
         "weights_sha256": claimed(evaluate.facts),
         "held_out_sha256": evaluate.facts.get("held_out_sha256"),
         "champion_release": evaluate.facts.get("champion_release"),

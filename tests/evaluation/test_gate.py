@@ -156,6 +156,10 @@ def test_a_candidate_for_a_person_is_complete_and_says_so() -> None:
 
 def test_a_gate_that_is_cleared_judges_again() -> None:
     assert gate.STAGE.fleeting, "an earlier manifest would stand: its inputs did not change"
+    context = make()
+    first, again = judged(context), judged(context)
+    assert first.facts["judged_at"] < again.facts["judged_at"], "what was registered by the first is registered again"
+    assert first.facts | {"judged_at": ""} == again.facts | {"judged_at": ""}
 
 
 def other_digest(context: Any) -> None:
