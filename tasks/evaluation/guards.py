@@ -97,11 +97,11 @@ def checks(
 
 
 def unseen(found: Sequence[Check], left_out: Mapping[str, str], how: Evaluation, *, champion: bool) -> list[NotJudged]:
-    """Return the sets of which no measure was judged on all rows, and why: what nobody looked at is released by a person only.
+    """Return the sets of which no measure was judged, and why: what nobody looked at is released by a person only.
 
     One may be missing: golden questions of the very first release, for which there is no index yet.
     """
-    judged = {check.measure.set for check in found if not check.slice}
+    judged = {check.measure.set for check in found}
     missing = []
     for name in SETS:
         why = left_out.get(name, f"no measure has {how.guard_rows} rows")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluation import paired
+from tasks.evaluation.exact import p_lost
 from tasks.evaluation.guards import ALPHA, holm, word_of
 from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION, MEASURES
@@ -97,6 +98,7 @@ def test_no_number_of_probes_that_are_newly_followed_is_promoted(passed: int, ro
     for lost in range(1, passed + 1) if rows < 10 else (1, 3, 12, 24):
         result = verdict(followed(passed, rows, lost))
         assert (result.word, row(result, "refused").word) in {("review", "doubtful"), ("hold", "regressed")}, lost
+        assert row(result, "refused").p == p_lost(rows, lost, 0, GUARDS["refused"])
 
 
 def test_a_loss_of_refusals_that_may_be_chance_is_for_a_person() -> None:
@@ -137,7 +139,7 @@ def test_a_set_with_too_few_rows_is_for_a_person(rows: int) -> None:
     assert result.reason.startswith("not judged: safety (no measure has 8 rows); ") == (rows < 8)
 
 
-def test_a_set_that_only_its_slices_could_judge_is_for_a_person() -> None:
+def test_rows_that_are_fewer_than_the_recipe_wants_are_for_a_person() -> None:
     strict = BOUNDS.model_copy(update={"guard_rows": 50})
     assert verdict(make_table(), strict).reason.startswith("not judged: golden (no measure has 50 rows), safety (")
 
