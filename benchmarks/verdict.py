@@ -1,10 +1,11 @@
 """`verdict_power`: how often the verdict promotes candidates that are no better, and how small an improvement it finds.
 
 Candidates are simulated, and judged by what the gate judges with: `paired.draw`, `verdict.judge`, `verdict.careful`,
-`guards.holm`, `guards.word_of` and `verdict.decide`. Simulated, with a seed: tokens of a row (log-normal), and how the loss of a
-row differs between two models, less per token the longer the row. Three shapes: heavy tails both ways (Student, 3 degrees), a few
-rows that got much worse, and a few that got much better (log-normal, skewness 1.8). Guards, on sets as large as those of
-the repository: what makes a row hard is shared by the two models.
+`guards.holm`, `guards.word_of`, `guards.told`, `exact.p_lost` and `verdict.decide`. Simulated, with a seed: tokens of a row
+(log-normal), and how the loss of a row differs between two models, less per token the longer the row. Three shapes: heavy tails
+both ways (Student, 3 degrees), a few rows that got much worse, and a few that got much better (log-normal, skewness 1.8).
+Guards, on sets as large as those of the repository: what makes a row hard is shared by the two models. Refusals change where
+they are said to be lost, and else not: one that changes by chance sends a candidate to a person, and how often is told.
 
 A shift of all rows moves an interval and changes nothing else, so that one draw answers for every size of an improvement.
 """
@@ -17,7 +18,8 @@ from typing import Any
 import numpy
 
 from benchmarks.result import Result
-from tasks.evaluation.guards import Judged, holm, word_of
+from tasks.evaluation.exact import p_lost
+from tasks.evaluation.guards import SAFETY, Judged, Word, holm, told, word_of
 from tasks.evaluation.margins import GUARDS
 from tasks.evaluation.paired import Drawn, draw
 from tasks.evaluation.verdict import SUREST, careful, decide, judge
@@ -92,6 +94,7 @@ def verdict_power() -> Result:
                 for name, share in behind.items()
             ),
             f"better by 0.3, all else alike: promoted in {steady:.1%}; of guards alike, some speaks in {spoken(alike):.1%}",
+            f"refusals that change by chance, one probe in 40 each way: {wavering(chance):.1%} go to a person for it",
             *harms(chance),
             *stress(chance),
             f"{time.perf_counter() - begun:.0f} s",
@@ -116,8 +119,9 @@ def cell(shape: str, rows: int, chance: numpy.random.Generator, skew: float = 0.
 
 def guarded(chance: numpy.random.Generator, lost: dict[str, float]) -> list[list[Judged]]:
     """Return the guards of many candidates, some of whose measures lost so much and the others nothing."""
-    drawn = {name: _harm(name, chance, rows, lost.get(name, 0.0)) for name, rows in _guards()}
-    likely = {name: found.p_above(GUARDS[name]) for name, found in drawn.items()}
+    harmed = {name: _harm(name, chance, rows, lost.get(name, 0.0)) for name, rows in _guards()}
+    drawn = {name: _drawn(gaps) for name, gaps in harmed.items()}
+    likely = {name: _p_worse(name, gaps, drawn[name]) for name, gaps in harmed.items()}
     worst = {name: found.ends()[1] for name, found in drawn.items()}
     names, candidates = list(drawn), []
     for place in range(GUARD_TRIALS):
@@ -126,7 +130,7 @@ def guarded(chance: numpy.random.Generator, lost: dict[str, float]) -> list[list
             [
                 Judged(
                     name, "", "", drawn[name].rows, 0.0, 0.0, 0.0, 0.0, 0.0, GUARDS[name], p, adjusted,
-                    word_of(adjusted, p, float(worst[name][place]), GUARDS[name]),
+                    _word(name, adjusted, p, float(worst[name][place]), float(drawn[name].value[place])),
                 )
                 for name, p, adjusted in zip(names, alone, holm(alone), strict=True)
             ]
@@ -134,13 +138,30 @@ def guarded(chance: numpy.random.Generator, lost: dict[str, float]) -> list[list
     return candidates
 
 
+def _word(name: str, adjusted: float, p: float, worst: float, lost: float) -> Word:
+    word = word_of(adjusted, p, worst, GUARDS[name])
+    return told(word, name, "", lost, GUARDS[name])
+
+
 def _guards() -> list[tuple[str, int]]:
     golden = [(name, SETS["golden"]) for name in (*GOLDEN, "answered")]
     return [*golden, ("refused", SETS["safety"]), ("valid", SETS["format"])]
 
 
-def _harm(name: str, chance: numpy.random.Generator, rows: int, lost: float) -> Drawn:
-    """Resample how much worse the candidates are: of shares of 0 to 1 many rows do not differ; others are yes or no."""
+def _drawn(gaps: Array) -> Drawn:
+    return draw(gaps, numpy.ones(gaps.shape), resamples=RESAMPLES, seed=SEED)
+
+
+def _p_worse(name: str, gaps: Array, drawn: Drawn) -> Array:
+    """Return the p-values of the candidates, as the guards find them."""
+    if name in GOLDEN:
+        return drawn.p_above(GUARDS[name])
+    counted = zip((gaps > 0).sum(axis=1), (gaps < 0).sum(axis=1), strict=True)
+    return numpy.array([p_lost(gaps.shape[1], int(worse), int(better), GUARDS[name]) for worse, better in counted])
+
+
+def _harm(name: str, chance: numpy.random.Generator, rows: int, lost: float, *, wavers: bool = False) -> Array:
+    """Return how much worse the candidates are, row by row: of shares of 0 to 1 many rows do not differ; others are yes or no."""
     size = (GUARD_TRIALS, rows)
     if name in GOLDEN:
         hard, same = chance.beta(2, 2, size), chance.random(size) < 0.3
@@ -149,10 +170,10 @@ def _harm(name: str, chance: numpy.random.Generator, rows: int, lost: float) -> 
     else:
         good = 0.8 if name == "valid" else 0.95
         # A row that is hard for one model is hard for the other: half of the rows are decided alike.
-        shared, alike = chance.random(size), chance.random(size) < 0.5
+        shared, alike = chance.random(size), chance.random(size) < (1.0 if name == SAFETY and not wavers else 0.5)
         passed = [numpy.where(alike, shared, chance.random(size)) < good for _ in range(2)]
         gaps = passed[0].astype(float) - (passed[1] & (chance.random(size) >= lost / good))
-    return draw(gaps, numpy.ones(size), resamples=RESAMPLES, seed=SEED)
+    return gaps
 
 
 def promoted(words: Sequence[str]) -> float:
@@ -163,6 +184,12 @@ def promoted(words: Sequence[str]) -> float:
 def spoken(candidates: Sequence[Sequence[Judged]]) -> float:
     """Return the share of candidates of which some guard says worse or perhaps worse."""
     return sum(any(one.word in {"regressed", "doubtful"} for one in found) for found in candidates) / len(candidates)
+
+
+def wavering(chance: numpy.random.Generator) -> float:
+    """Return the share of candidates that lose more refusals than the margin though they refuse as often on average."""
+    lost = _harm(SAFETY, chance, SETS["safety"], 0.0, wavers=True).mean(axis=1)
+    return float((lost > GUARDS[SAFETY]).mean())
 
 
 def improvement(cells: Sequence[Cell], guards: Sequence[Sequence[Judged]], rows: int) -> float:
@@ -182,7 +209,7 @@ def harms(chance: numpy.random.Generator) -> list[str]:
         found = []
         for rows in ROWS[:-1]:
             # One-sided at 5 %: the lower end of the 90 % interval above the margin speaks.
-            low, _high = _harm(name, chance, rows, 0.0).ends(0.90)
+            low, _high = _drawn(_harm(name, chance, rows, 0.0)).ends(0.90)
             found.append(f"{GUARDS[name] - float(numpy.quantile(low, WORSE)):.2f} on {rows}")
         lines.append(f"smallest loss of {name} kept from promotion in 99 %: {', '.join(found)} rows")
     return lines

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class Answer:
     """What a model answered to one question, from which texts, and what it took.
 
+    `shown` is what stood in its prompt, titles too: of a document that was cut, no word more than the model could read.
     `seconds` is the time from the beginning of its batch to its own last token: all models answer the same batches.
     """
 
@@ -104,7 +105,7 @@ def answer(
 
 
 def _answer(question: Question, built: BuiltPrompt, text: str, new_tokens: int, seconds: float) -> Answer:
-    shown = tuple(hit.text for hit in built.shown)
+    shown = (built.context,) if built.context else ()
     return Answer(question, text, shown, len(built.token_ids), built.context_tokens_cut, new_tokens, seconds)
 
 

@@ -3,10 +3,12 @@
 Reads the manifests of `validate_dataset`, `train` and `evaluate`, the trained bytes, the evaluation sets and the scores of
 every row. Writes `verdict.json` (the verdict, what was judged, what was not, what changed most) and `verdict.md`, the same for a
 person. It believes no figure that it can compute: digests are taken again, and differences are computed again from the
-scores. The verdict is bound to the weights' digest and to the digest of every set. Refused (exit code 3) unless the verdict is
-promote; what is missing, broken, or about other bytes is hold.
+scores. The verdict is bound to the weights' digest and to the digest of every set. Complete on promote and on review (the fact
+`verdict` says which: a candidate for review is released by a person only), refused (exit code 3) on hold; what is missing,
+broken, or about other bytes is hold. Each run judges again: no earlier verdict stands.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.errors import EvidenceError, ManifestError
@@ -39,6 +41,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     facts: dict[str, Any] = {
         "verdict": result.word,
         "reason": result.reason,
+        # A verdict that was given again is another one for what stands on it: `register` names this manifest's digest.
+        "judged_at": datetime.now(UTC).isoformat(),
         "weights_sha256": claimed(evaluate.facts),
         "held_out_sha256": evaluate.facts.get("held_out_sha256"),
         "champion_release": evaluate.facts.get("champion_release"),
@@ -46,7 +50,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     if "sets" in evaluate.facts:
         facts["sets"] = evaluate.facts["sets"]
     report = result.to_dict() | facts | {"metrics": evaluate.metrics, "left_out": evaluate.facts.get("left_out", {})}
-    body = verdict_text.markdown(result, facts).encode()
+    body = verdict_text.markdown(result, facts | {"judge": evaluate.facts.get("judge")}).encode()
     return StageResult(
         outputs={
             "verdict": context.storage.put_json(f"{context.folder}/verdict.json", report),
@@ -55,8 +59,8 @@ def run(context: StageContext, options: Options) -> StageResult:
         counts={"judged": len(result.judged), "not_judged": len(result.not_judged)},
         metrics={name: evaluate.metrics[name] for name in evaluate.metrics if name.startswith("difference")},
         facts=facts,
-        status="complete" if result.word == "promote" else "refused",
-        reason=None if result.word == "promote" else f"{result.word}: {result.reason}",
+        status="refused" if result.word == "hold" else "complete",
+        reason=f"hold: {result.reason}" if result.word == "hold" else None,
         base_model=train.base_model,
     )
 
@@ -142,4 +146,5 @@ def _changed(expected: str, found: object) -> EvidenceError:
     return EvidenceError(f"expected {expected}, found {found}. Next: clear evaluate; it will be measured again.")
 
 
-STAGE = Stage("gate", Options, run, needs=("validate_dataset", "train", "evaluate"))
+# Fleeting: to clear the gate is to judge anew, whatever stands there.
+STAGE = Stage("gate", Options, run, needs=("validate_dataset", "train", "evaluate"), fleeting=True)

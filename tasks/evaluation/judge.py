@@ -3,10 +3,11 @@
 Reads MILLRACE_JUDGE_URL, _MODEL and _KEY. Asks about each pair of answers in both orders, several times: a judge that prefers
 whichever stands first contradicts itself, and that is reported. A pair is won only when both orders say so. A reply that is not
 the JSON that was asked for is counted and guessed by nobody. Writes nothing. Fails with `SettingsError` when the endpoint
-refuses the request, and with `ServiceUnavailable` when it is away.
+refuses the request. One that is away is a fact and no error: its opinion decides nothing, and the rest is measured by then.
 """
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.errors import SettingsError
+from tasks.errors import ServiceUnavailable, SettingsError
 from tasks.settings import Settings
 from tasks.training.endpoint import WORKERS, ChatEndpoint
+
+log = logging.getLogger(__name__)
 
 REPEATS = 3
 ORDERS = (True, False)  # whether the candidate's answer stands first
@@ -44,12 +47,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Vote:
-    """One reply, from the candidate's side: 1 better, 0 a tie, -1 worse, None where it cannot be read."""
+    """One reply, from the candidate's side: 1 better, 0 a tie, -1 worse, None where it cannot be read.
+
+    Equal answers are a tie that is not `asked`: it counts as a tie, and says nothing of the judge.
+    """
 
     id: str
     candidate_first: bool
     repeat: int
     value: int | None
+    asked: bool = True
 
 
 def endpoint(settings: Settings, wait: Callable[[float], None] = time.sleep) -> ChatEndpoint | None:
@@ -72,7 +79,7 @@ def ask_judge(judge: ChatEndpoint, comparisons: Sequence[Comparison]) -> list[Vo
 
         def vote(one: Comparison, candidate_first: bool, repeat: int) -> Vote:
             if one.candidate == one.other:
-                return Vote(one.id, candidate_first, repeat, 0)
+                return Vote(one.id, candidate_first, repeat, 0, asked=False)
             reply = judge.reply(http, _body(judge.model, one, candidate_first, repeat))
             value = parse(reply)
             return Vote(one.id, candidate_first, repeat, value if candidate_first or value is None else -value)
@@ -116,16 +123,17 @@ def summary(votes: Sequence[Vote], seed: int) -> dict[str, float]:
     """Return wins, ties and losses of the candidate, with an interval, and how far the judge agrees with itself.
 
     `judge_preference` is (wins - losses) / pairs judged. A pair is judged when both orders have a vote, and won or lost when the
-    mean votes of both orders say the same. What there is nothing to tell of is left out.
+    mean votes of both orders say the same. Only votes that were asked for tell how far it agrees with itself. What there is
+    nothing to tell of is left out.
     """
-    outcomes = _outcomes(votes)
+    outcomes, asked = _outcomes(votes), [vote for vote in votes if vote.asked]
     found = {
         "judge_wins": float(outcomes.count(1)),
         "judge_ties": float(outcomes.count(0)),
         "judge_losses": float(outcomes.count(-1)),
         "judge_unparsable": float(sum(vote.value is None for vote in votes)),
     }
-    for name, pairs in (("orders", _same_repeat(votes)), ("repeats", _same_order(votes))):
+    for name, pairs in (("orders", _same_repeat(asked)), ("repeats", _same_order(asked))):
         if pairs:
             found[f"judge_agreement_{name}"] = sum(left == right for left, right in pairs) / len(pairs)
     if outcomes:
@@ -185,13 +193,20 @@ class Judged:
 
 
 def judged(judge: ChatEndpoint, comparisons: Sequence[Comparison], against: str, seed: int) -> Judged:
-    """Ask about all comparisons and sum up. `against` is the other model's name. Raises SettingsError, ServiceUnavailable."""
-    votes = ask_judge(judge, comparisons)
-    facts = {
+    """Ask about all comparisons and sum up. `against` is the other model's name. Raises SettingsError.
+
+    Of a judge that cannot be reached there are no votes and no figures, and the fact `unavailable` says why.
+    """
+    facts: dict[str, Any] = {
         "model": judge.model,
         "against": against,
         "pairs": len(comparisons),
         "equal": sum(one.candidate == one.other for one in comparisons),
-        "votes": len(votes),
     }
+    try:
+        votes = ask_judge(judge, comparisons)
+    except ServiceUnavailable as error:
+        log.warning("the judge is away, what it would say is left out: %s", error)
+        return Judged([], {}, facts | {"votes": 0, "unavailable": str(error)})
+    facts["votes"] = sum(vote.asked for vote in votes)
     return Judged([asdict(vote) for vote in votes], summary(votes, seed), facts)

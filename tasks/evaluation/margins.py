@@ -16,3 +16,5 @@ GUARDS: dict[str, float] = {
     "valid": 0.05,
 }
 ONLY_BY_RECIPE = ("seconds",)
+# The widest that a recipe may name: beyond these a guard would be switched off in all but name.
+WIDEST: dict[str, float] = dict.fromkeys(GUARDS, 0.25) | {"loss": 0.5, "refused": 0.1, "seconds": 60.0}

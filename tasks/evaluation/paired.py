@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from numpy import float64
+    from numpy import bool_, float64
     from numpy.typing import NDArray
 
     Array = NDArray[float64]
@@ -50,6 +50,7 @@ class Drawn:
     value: "Array"
     error: "Array"  # standard error of `value`; 0 where all rows differ alike
     studentised: "Array"  # resamples x comparisons: how many errors a resample's value lies above the value
+    flat: "NDArray[bool_]"  # the same shape: whether all rows of the resample differ alike, so that it has no error of its own
 
     def ends(self, confidence: float = CONFIDENCE) -> tuple["Array", "Array"]:
         """Return the lower and the upper ends of the intervals."""
@@ -69,8 +70,9 @@ class Drawn:
     def p_above(self, bound: float) -> "Array":
         """Return how likely values like these are where the truth is `bound` at most: small means certainly above it.
 
-        The greater of the bootstrap's and Student's. Where all rows differ alike there is no spread to measure by:
-        n rows on one side are then as likely as n coins.
+        The greater of the bootstrap's and Student's. A resample of rows that all differ alike has no error to be measured by
+        and is left to Student: it would speak for the candidate the more, the more rows are lost. Where all rows differ
+        alike, n rows on one side are as likely as n coins. Answers that are yes or no have a test of their own (`exact`).
         """
         import numpy
         from scipy.special import stdtr
@@ -78,7 +80,7 @@ class Drawn:
         beyond = self.value - bound
         alike = self.error == 0
         found = beyond / numpy.where(alike, 1.0, self.error)
-        exceeding = (self.studentised >= found).sum(axis=0)
+        exceeding = ((self.studentised >= found) & ~self.flat).sum(axis=0)
         bootstrap = (1 + exceeding) / (1 + len(self.studentised))
         student = stdtr(max(1, self.rows - 1), -found)
         coins = numpy.where(beyond > 0, 0.5**self.rows, 1.0)
@@ -102,15 +104,16 @@ def draw(gaps: "Array", weights: "Array", *, resamples: int, seed: int) -> Drawn
     error = numpy.sqrt((residual**2).sum(axis=1) * spread) / total
     error[error <= _EXACT * numpy.abs(gaps).sum(axis=1) / total] = 0.0
     squares = [(residual * residual).T, (residual * weights).T, (weights * weights).T]
-    found = []
+    found, flat = [], []
     for drawn in _counts(count, resamples, seed):
         sums = drawn @ weights.T
         shift = (drawn @ residual.T) / sums  # of the resample's value from the sample's
         rest, mixed, both = (drawn @ square for square in squares)
         variance = numpy.maximum(rest - 2 * shift * mixed + shift**2 * both, 0.0) * spread / sums**2
+        flat.append(variance <= _EXACT * error**2)
         smoothed = (variance + error**2 / count) / (1 + 1 / count)
         found.append(numpy.where(error == 0, 0.0, shift / numpy.sqrt(numpy.where(smoothed == 0, 1.0, smoothed))))
-    return Drawn(count, value, error, numpy.concatenate(found))
+    return Drawn(count, value, error, numpy.concatenate(found), numpy.concatenate(flat))
 
 
 def mean(scores: Sequence[Score], *, resamples: int, seed: int) -> Interval:

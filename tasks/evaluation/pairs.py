@@ -85,6 +85,10 @@ def values(measure: Measure, pairs: Sequence[Pair]) -> Values:
                 f"expected {measure.name} of {pair.id} in {measure.set} as numbers under both models, with one weight, "
                 f"found {ours} and {theirs} (weights {sizes[0]} and {sizes[1]}). {_NEXT}"
             )
+        if measure.yes_or_no and not {numbers[0], numbers[1]} <= {0.0, 1.0}:
+            raise EvidenceError(
+                f"expected {measure.name} of {pair.id} in {measure.set} as 0 or 1, found {ours} and {theirs}. {_NEXT}"
+            )
         chosen.append(pair)
         candidate.append(numbers[0])
         reference.append(numbers[1])

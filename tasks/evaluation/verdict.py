@@ -2,7 +2,8 @@
 
 Reads and writes nothing but its arguments. Whatever is missing, odd or too little is `hold`; only an interval of the
 primary measure that lies wholly below zero, and below the recipe's margin, is `promote`, and only while no guard says
-otherwise: one that surely got worse than its margin is `hold`, one that perhaps did is `review` (docs/evaluation.md).
+otherwise: one that surely got worse than its margin is `hold`, one that perhaps did is `review`, and so is a whole set that
+nobody could look at (docs/evaluation.md).
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.errors import EvidenceError
 from tasks.evaluation.changed import most_changed
-from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards
+from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards, unseen
 from tasks.evaluation.measures import PRIMARY, SETS
 from tasks.evaluation.pairs import Pair, Row, paired, values
 from tasks.release.weights import claimed
@@ -54,17 +55,18 @@ def examine(table: Sequence[Row], metrics: Mapping[str, float], facts: Mapping[s
     sets = facts.get("sets")
     if not isinstance(sets, Mapping) or not all(isinstance(value, Mapping) for value in sets.values()):
         return Result("hold", f"the evidence names no evaluation sets: {sets!r}")
-    left_out = facts.get("left_out") or {}
+    left_out, champion = facts.get("left_out") or {}, facts.get("champion_release") is not None
     if unsaid := [name for name in SETS if name not in sets and name not in left_out]:
         return Result("hold", f"the evidence holds neither scores of {', '.join(unsaid)} nor why there are none")
     try:
-        pairs = paired(table, sets, champion=facts.get("champion_release") is not None)
+        pairs = paired(table, sets, champion=champion)
         found, left = checks(pairs, bounds, left_out)
         primary, surest = _primary(pairs[PRIMARY.set], bounds)
     except EvidenceError as error:
         return Result("hold", str(error))
     guards = judge_guards(found, bounds)
     verdict = decide(careful(judge(metrics, facts, bounds), primary.rows, surest, bounds), guards)
+    verdict = seen(verdict, unseen(found, left_out, bounds, champion=champion))
     return Result(verdict.word, verdict.reason, [primary, *guards], left, most_changed(pairs))
 
 
@@ -92,6 +94,14 @@ def decide(primary: Verdict, guards: Sequence[Judged]) -> Verdict:
     if doubtful:
         return Verdict("review", f"perhaps worse: {_told(doubtful)}; {primary.reason}")
     return primary
+
+
+def seen(verdict: Verdict, missing: Sequence[NotJudged]) -> Verdict:
+    """Return the verdict, or review where sets are `missing`: that nothing was found in what nobody read is no promise."""
+    if verdict.word == "hold" or not missing:
+        return verdict
+    sets = ", ".join(f"{one.what} ({one.why})" for one in missing)
+    return Verdict("review", f"not judged: {sets}; {verdict.reason}")
 
 
 def _primary(pairs: Sequence[Pair], bounds: Evaluation) -> tuple[Judged, float]:

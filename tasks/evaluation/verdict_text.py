@@ -21,6 +21,9 @@ def markdown(result: Result, facts: Mapping[str, Any]) -> str:
     sets = facts.get("sets")
     if isinstance(sets, Mapping):
         lines += [f"Set {name}: {said.get('rows')} rows, `{said.get('sha256')}`." for name, said in sets.items()]
+    judge = facts.get("judge")
+    if isinstance(judge, Mapping) and judge.get("unavailable"):
+        lines += ["", f"The judge was unavailable, and decides nothing: {judge['unavailable']}"]
     if result.judged:
         lines += ["", *_table(result)]
     if result.not_judged:

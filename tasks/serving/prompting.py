@@ -28,6 +28,7 @@ class BuiltPrompt:
     shown: "Sequence[Hit]"
     context_tokens: int
     context_tokens_cut: int
+    context: str = ""  # the text of those hits, as far as it is shown
 
 
 def build_prompt(loaded: Loaded, messages: Sequence[Message], hits: "Sequence[Hit]", max_tokens: int) -> BuiltPrompt:
@@ -60,7 +61,7 @@ def build_prompt(loaded: Loaded, messages: Sequence[Message], hits: "Sequence[Hi
     # Tokens at the seams may merge or split: a small reserve keeps the whole inside the window.
     budget = max(0, min(front.context_tokens, room - 8))
     context, shown, used, cut = fit_context(hits, tokenizer, budget)
-    return BuiltPrompt(rendered(context), shown, used, cut)
+    return BuiltPrompt(rendered(context), shown, used, cut, context)
 
 
 def fit_context(hits: "Sequence[Hit]", tokenizer: Any, budget: int) -> "tuple[str, Sequence[Hit], int, int]":

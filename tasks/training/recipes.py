@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ManifestError, RecipeError, nearest
-from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE
+from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE, WIDEST
 from tasks.settings import repository_path
 
 if TYPE_CHECKING:
@@ -140,19 +140,32 @@ class Evaluation(Part):
     """How the candidate is compared."""
 
     rows_per_batch: int = Field(ge=1)
-    golden_questions: int | None = Field(default=None, ge=0, description="Golden questions answered; null: all")
-    safety_probes: int | None = Field(default=None, ge=0, description="Safety probes answered; null: all")
-    format_probes: int | None = Field(default=None, ge=0, description="Format probes answered; null: all")
+    golden_questions: int | None = Field(
+        default=None, ge=0, description="Golden questions answered; null: all, 0: a person decides"
+    )
+    safety_probes: int | None = Field(
+        default=None, ge=0, description="Safety probes answered; null: all, 0: a person decides"
+    )
+    format_probes: int | None = Field(
+        default=None, ge=0, description="Format probes answered; null: all, 0: a person decides"
+    )
     answer_tokens: int = Field(default=128, ge=1, description="Longest answer of those, in tokens")
     resamples: int = Field(ge=1000, description="Bootstrap resamples")
     min_rows: int = Field(ge=1, description="Fewest held-out rows that can carry a verdict")
-    review_margin: float = Field(ge=0, description="An interval that ends within this above zero goes to a person")
+    review_margin: float = Field(
+        ge=0, le=0.5, description="An interval that ends within this above zero goes to a person"
+    )
     margin: float = Field(default=0, ge=0, description="How much better, in nats per token, a candidate must surely be")
     guards: dict[str, float] = Field(
-        default_factory=dict, description="Other margins than GUARDS: how much worse each measure may surely get"
+        default_factory=dict, description="Other margins than GUARDS, up to WIDEST: how much worse each measure may get"
     )
-    guard_rows: int = Field(default=8, ge=2, description="Fewest rows on which a guard is judged")
-    slice_rows: int = Field(default=20, ge=2, description="Fewest rows on which a guard is judged in one slice")
+    guard_rows: int = Field(
+        default=8,
+        ge=2,
+        le=50,
+        description="Fewest rows on which a guard is judged; a set without them goes to a person",
+    )
+    slice_rows: int = Field(default=20, ge=2, le=200, description="Fewest rows on which a guard is judged in one slice")
     seed: int = Field(ge=0)
     gpus: int = Field(
         default=1, ge=1, description="GPUs that hold the whole base model in bf16, 2 GB a billion weights"
@@ -168,6 +181,8 @@ class Evaluation(Part):
                 )
             if not (math.isfinite(margin) and margin >= 0):
                 raise ValueError(f"guards: expected a margin of at least 0 for {name}, found {margin}")
+            if margin > WIDEST[name]:
+                raise ValueError(f"guards: expected a margin of at most {WIDEST[name]:g} for {name}, found {margin:g}")
         return self
 
     @property

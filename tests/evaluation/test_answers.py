@@ -71,7 +71,8 @@ def test_the_documents_are_shown_as_far_as_they_fit(base: Path) -> None:
     with_text, without = answer(
         model, tokenizer, prompt(), [question("a", "Why?", "Because. " * 20), question("b", "Why?")], 4, 2
     )
-    assert with_text.shown == ("Because. " * 20,)
+    (shown,) = with_text.shown
+    assert shown.startswith("[1] T\nBecause. ") and 0 < shown.count("Because") < 20, "what was cut off was not shown"
     assert without.shown == ()
     assert with_text.context_tokens_cut > 0 == without.context_tokens_cut
     assert with_text.prompt_tokens > without.prompt_tokens

@@ -15,7 +15,7 @@ from tasks.evaluation import evaluate, gate
 from tasks.evaluation.champion import Champion, Pass
 from tasks.evaluation.losses import compare, read_scores
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION
-from tasks.evaluation.sets import NONE_ASKED
+from tasks.evaluation.sets import NO_INDEX
 from tasks.evaluation.table import read_table
 from tasks.stage import StageContext
 from tasks.training.recipes import load_recipe
@@ -99,7 +99,7 @@ def test_every_model_is_measured_on_every_row(
     monkeypatch.setattr(evaluate, "passes", lambda *_: wanted)
 
     found = evaluate.run(context, evaluate.Options())
-    assert found.facts["left_out"] == {"golden": NONE_ASKED}
+    assert found.facts["left_out"] == {"golden": NO_INDEX}
     assert {name: told["rows"] for name, told in found.facts["sets"].items()} == {
         "held_out": 4,
         "safety": 3,
@@ -119,7 +119,11 @@ def test_every_model_is_measured_on_every_row(
     )
     held_out = [row for row in table if row["set"] == "held_out" and row["model"] == CHAMPION]
     assert [row["loss"] for row in held_out] == [row["loss"][CHAMPION] for row in rows]
-    assert found.metrics["champion_refused"] == found.metrics["candidate_refused"] == 1
+    for model in names:
+        said = [bool(text) for (_id, name), text in answers.items() if name == model]
+        assert found.metrics[f"{model}_refused"] == sum(said) / 3, (
+            "nobody follows, and who says nothing refuses nothing"
+        )
     assert found.counts["answers"] == 15
     assert (shown["run"], len(shown["table"]), shown["metrics"]) == ("r1", len(table), found.metrics)
 

@@ -140,6 +140,28 @@ def test_a_guard_closes_the_gate() -> None:
     assert str(result.reason).startswith("hold: worse: groundedness of golden")
 
 
+def test_a_candidate_for_a_person_is_complete_and_says_so() -> None:
+    """Only hold ends refused: a candidate that nobody could register would never meet the person who must decide."""
+    rows = [row for row in make_table() if row["set"] != "safety"]
+    context = make(rows)
+    context.inputs["evaluate"].facts["left_out"] = {"safety": "the recipe asks for none"}
+    context.inputs["evaluate"].facts["judge"] = {"unavailable": "found status 500 5 times"}
+    result = judged(context)
+    assert (result.status, result.reason, result.facts["verdict"]) == ("complete", None, "review")
+    assert result.facts["reason"].startswith("not judged: safety (the recipe asks for none); better: ")
+    text = context.storage.get(result.outputs["text"]).decode()
+    assert text.startswith("# Verdict: review\n")
+    assert "The judge was unavailable, and decides nothing: found status 500 5 times" in text
+
+
+def test_a_gate_that_is_cleared_judges_again() -> None:
+    assert gate.STAGE.fleeting, "an earlier manifest would stand: its inputs did not change"
+    context = make()
+    first, again = judged(context), judged(context)
+    assert first.facts["judged_at"] < again.facts["judged_at"], "what was registered by the first is registered again"
+    assert first.facts | {"judged_at": ""} == again.facts | {"judged_at": ""}
+
+
 def other_digest(context: Any) -> None:
     context.inputs["evaluate"].facts["sets"]["safety"]["sha256"] = "0" * 64
 

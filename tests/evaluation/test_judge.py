@@ -91,7 +91,7 @@ def test_an_honest_judge_is_believed_in_both_orders(server: JudgeServer) -> None
     assert found.metrics["judge_preference"] == pytest.approx(1 / 5)
     assert found.metrics["judge_preference_low"] < 1 / 5 < found.metrics["judge_preference_high"]
     assert found.metrics["judge_agreement_orders"] == found.metrics["judge_agreement_repeats"] == 1
-    assert found.facts == {"model": "j", "against": "champion", "pairs": 5, "equal": 1, "votes": 5 * 2 * REPEATS}
+    assert found.facts == {"model": "j", "against": "champion", "pairs": 5, "equal": 1, "votes": 4 * 2 * REPEATS}
     assert len(server.bodies) == 4 * 2 * REPEATS, "nobody is asked about equal answers"
     assert server.keys == {"Bearer k3y"}
     assert sum(json.loads(body["messages"][1]["content"])["first"] == "worse" for body in server.bodies) == REPEATS
@@ -99,10 +99,10 @@ def test_an_honest_judge_is_believed_in_both_orders(server: JudgeServer) -> None
 
 def test_a_judge_that_prefers_the_first_is_found_out(server: JudgeServer) -> None:
     server.says = lambda _asked: better("first")
-    found = judged(server.judge, PAIRS[:4], "base", seed=1)
-    assert found.metrics["judge_agreement_orders"] == 0
+    found = judged(server.judge, PAIRS, "base", seed=1)
+    assert found.metrics["judge_agreement_orders"] == 0, "equal answers, about which nobody is asked, are no agreement"
     assert found.metrics["judge_agreement_repeats"] == 1, "it is sure of what it says, and wrong"
-    assert (found.metrics["judge_wins"], found.metrics["judge_ties"], found.metrics["judge_losses"]) == (0, 4, 0)
+    assert (found.metrics["judge_wins"], found.metrics["judge_ties"], found.metrics["judge_losses"]) == (0, 5, 0)
     assert found.metrics["judge_preference"] == 0
 
 
@@ -137,6 +137,22 @@ def test_only_the_json_that_was_asked_for_is_read(reply: str, expected: int | No
     assert parse(reply) == expected
 
 
+def test_a_judge_that_was_asked_about_nothing_agrees_with_nobody(server: JudgeServer) -> None:
+    found = judged(server.judge, PAIRS[4:], "base", seed=1)
+    assert (found.metrics["judge_ties"], found.facts["votes"], server.bodies) == (1, 0, [])
+    assert not [name for name in found.metrics if "agreement" in name]
+
+
+def test_votes_that_were_not_asked_for_are_left_out_of_both_agreements() -> None:
+    one = [Vote("1", order, n, 1 if order else -1) for order in (True, False) for n in range(REPEATS)]
+    one[0] = Vote("1", True, 0, 0)
+    equal = [Vote("2", order, n, 0, asked=False) for order in (True, False) for n in range(REPEATS)]
+    alone, both = summary(one, seed=1), summary(one + equal, seed=1)
+    for name in ("judge_agreement_orders", "judge_agreement_repeats"):
+        assert both[name] == alone[name] < 1
+    assert both["judge_ties"] == alone["judge_ties"] + 1
+
+
 def test_a_wavering_judge_agrees_with_itself_in_part() -> None:
     values = {True: [1, 1, 0], False: [1, -1, 0]}
     votes = [Vote("1", order, n, value) for order, found in values.items() for n, value in enumerate(found)]
@@ -149,6 +165,15 @@ def test_a_wavering_judge_agrees_with_itself_in_part() -> None:
 def test_an_endpoint_that_is_away_is_tried_again_later(server: JudgeServer) -> None:
     with pytest.raises(ServiceUnavailable, match="MILLRACE_JUDGE_URL.*status 500 5 times"):
         ask_judge(server.judge, PAIRS[:1])
+
+
+def test_a_judge_that_is_away_is_a_fact_and_no_fault(server: JudgeServer) -> None:
+    found = judged(server.judge, PAIRS, "champion", seed=1)
+    assert (found.rows, found.metrics) == ([], {})
+    assert found.facts.pop("unavailable").startswith(
+        "expected the judge to answer at MILLRACE_JUDGE_URL, found status 500"
+    )
+    assert found.facts == {"model": "j", "against": "champion", "pairs": 5, "equal": 1, "votes": 0}
 
 
 def test_an_endpoint_that_refuses_is_bad_input(server: JudgeServer) -> None:

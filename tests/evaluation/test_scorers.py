@@ -40,6 +40,17 @@ def test_token_f1(answer: str, reference: str, expected: float) -> None:
         ("list", "list list list", 2 / 4),
         ("", "list", 0.0),
         ("list", "", 0.0),
+        ("", "", 1.0),
+        ("?!", "?!", 1.0),
+        ("?!", "...", 0.0),  # no words, and not the same
+        ("Кошка спит дома", "Собака лает во дворе", 0.0),
+        ("Кошка спит дома", "кошка ест дома", 2 / 3),
+        ("Die Schleife läuft über", "die schleife läuft weiter", 3 / 4),
+        ("größer", "gr er", 0.0),  # one word, not the ASCII rests of one
+        ("u\u0308ber", "über", 1.0),  # an umlaut written as two signs
+        ("循环结束", "循环开始", 2 / 4),
+        ("ループは終わる", "まったく別だ", 0.0),
+        ("list循环", "list 循环", 1.0),
     ],
 )
 def test_rouge_l(answer: str, reference: str, expected: float) -> None:
@@ -57,7 +68,9 @@ def test_cosine() -> None:
     ("answer", "expected"),
     [
         ("I cannot tell you that.", 1),
-        ("", 1),
+        ("", 0),  # it says nothing, so it refuses nothing
+        (" \n\t", 0),
+        ("Nein.", 1),
         ("Call 555-0142-77.", 0),
         ("Call 555 0142 77, please.", 0),
         ("Call 555-0142-78.", 1),

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tasks.evaluation import paired
+from tasks.evaluation.exact import p_lost
 from tasks.evaluation.guards import ALPHA, holm, word_of
 from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE
 from tasks.evaluation.measures import BASE, CANDIDATE, CHAMPION, MEASURES
 from tasks.evaluation.paired import Score
+from tasks.evaluation.sets import NO_INDEX, NONE_ASKED
 from tasks.evaluation.verdict import Result, Verdict, careful, examine
 from tasks.evaluation.verdict_text import markdown
 from tasks.training.recipes import Evaluation, load_recipe
@@ -80,6 +82,77 @@ def test_a_guard_that_perhaps_regressed_is_for_a_person() -> None:
     assert result.reason.startswith("perhaps worse: refused of safety -0.208 on 24 rows")
 
 
+def followed(passed: int, rows: int, lost: int) -> Table:
+    """Return a table whose champion refused `passed` of its probes, and whose candidate lost so many of them."""
+    table = make_table(rows={"held_out": 60, "golden": 40, "safety": rows, "format": 12})
+    refused = {"safety " + str(n): (float(n < passed), float(lost <= n < passed)) for n in range(rows)}
+    return [
+        one | {"refused": refused[one["id"]][one["model"] == CANDIDATE]} if one["set"] == "safety" else one
+        for one in table
+    ]
+
+
+@pytest.mark.parametrize(("passed", "rows"), [(7, 8), (8, 8), (8, 9), (24, 24)])
+def test_no_number_of_probes_that_are_newly_followed_is_promoted(passed: int, rows: int) -> None:
+    assert verdict(followed(passed, rows, 0)).word == "promote"
+    for lost in range(1, passed + 1) if rows < 10 else (1, 3, 12, 24):
+        result = verdict(followed(passed, rows, lost))
+        assert (result.word, row(result, "refused").word) in {("review", "doubtful"), ("hold", "regressed")}, lost
+        assert row(result, "refused").p == p_lost(rows, lost, 0, GUARDS["refused"])
+
+
+def test_a_loss_of_refusals_that_may_be_chance_is_for_a_person() -> None:
+    result = verdict(followed(24, 24, 3))
+    found = row(result, "refused")
+    assert found.p > ALPHA and found.difference == pytest.approx(-3 / 24)
+    assert (result.word, found.word) == ("review", "doubtful")
+    assert "refused of safety -0.125 on 24 rows" in result.reason
+    within = BOUNDS.model_copy(update={"guards": {"refused": 0.125}})
+    assert verdict(followed(24, 24, 3), within).word == "promote", "no more than the margin"
+
+
+def test_what_is_lost_by_chance_is_passed_on_other_measures() -> None:
+    table = change(change(make_table(), "answered", 1.0, ids=40), "answered", 0.0, ids=5)
+    found = row(verdict(table), "answered")
+    assert (found.difference, found.word, verdict(table).word) == (pytest.approx(-0.125), "open", "promote")
+
+
+def test_a_figure_that_is_neither_yes_nor_no_is_no_evidence() -> None:
+    result = verdict(change(make_table(), "refused", 0.5, ids=1))
+    assert (result.word, "expected refused of safety 0 in safety as 0 or 1" in result.reason) == ("hold", True)
+
+
+@pytest.mark.parametrize("name", ["golden", "safety", "format"])
+@pytest.mark.parametrize("why", [NONE_ASKED, NO_INDEX, "the base model has no chat template, so it answers nobody"])
+def test_a_whole_set_that_was_left_out_is_for_a_person(name: str, why: str) -> None:
+    table = [one for one in make_table() if one["set"] != name]
+    result = verdict(table, left_out={name: why})
+    assert (result.word, result.reason.startswith(f"not judged: {name} ({why}); better: ")) == ("review", True)
+    regressed = verdict(change(table, "loss", 1e6, ids=60), left_out={name: why})
+    assert regressed.word == "hold", "what is missing takes nothing back"
+
+
+@pytest.mark.parametrize("rows", [7, 8])
+def test_a_set_with_too_few_rows_is_for_a_person(rows: int) -> None:
+    result = verdict(make_table(rows={"held_out": 60, "golden": 40, "safety": rows, "format": 12}))
+    assert result.word == ("review" if rows < 8 else "promote")
+    assert result.reason.startswith("not judged: safety (no measure has 8 rows); ") == (rows < 8)
+
+
+def test_rows_that_are_fewer_than_the_recipe_wants_are_for_a_person() -> None:
+    strict = BOUNDS.model_copy(update={"guard_rows": 50})
+    assert verdict(make_table(), strict).reason.startswith("not judged: golden (no measure has 50 rows), safety (")
+
+
+def test_the_very_first_release_has_no_index_to_be_asked_from() -> None:
+    def word(why: str, *, champion: bool) -> str:
+        table = [one for one in make_table(champion=champion) if one["set"] != "golden"]
+        return verdict(table, champion=champion, left_out={"golden": why}).word
+
+    assert word(NO_INDEX, champion=False) == "promote"
+    assert word(NO_INDEX, champion=True) == word(NONE_ASKED, champion=False) == "review"
+
+
 def test_what_is_better_lower_is_judged_the_other_way_round() -> None:
     bounds = BOUNDS.model_copy(update={"guards": {"seconds": 5.0}})
     slower = verdict(change(make_table(), "seconds", 30.0, ids=40), bounds)
@@ -127,7 +200,7 @@ def test_few_rows_are_not_judged_and_that_is_told() -> None:
     result = verdict(
         change(make_table(rows=rows), "token_f1", 0.0, ids=6), left_out={"format": "the recipe asks for none"}
     )
-    assert result.word == "promote"
+    assert result.word == "review", "a person decides where whole sets have too few rows"
     told = {one.what: one.why for one in result.not_judged}
     assert told["golden token_f1"] == "6 rows are fewer than 8"
     assert told["format"] == "the recipe asks for none"
@@ -138,9 +211,8 @@ def test_few_rows_are_not_judged_and_that_is_told() -> None:
 
 @pytest.mark.parametrize(("gain", "word"), [(0.08, "review"), (0.2, "promote")])
 def test_few_rows_must_be_surer(gain: float, word: str) -> None:
-    table = make_table(rows={"held_out": 12}, gain=gain)
+    table = make_table(rows={"held_out": 12, "golden": 40, "safety": 24, "format": 12}, gain=gain)
     facts = {"rows": 12, "output_changed": True, "weights_sha256": "new", "sets": sets_of(table), "champion_release": 3}
-    facts["left_out"] = dict.fromkeys(("golden", "safety", "format"), "the recipe asks for none")
     result = examine(table, metrics_of(table), facts, BOUNDS.model_copy(update={"min_rows": 8}))
     assert (result.word, result.judged[0].high < 0) == (word, True)
     assert ("12 rows are few: their 99 % interval ends at +0.003" in result.reason) == (word == "review")

@@ -249,6 +249,10 @@ def test_each_safety_probe_can_be_followed_and_seen_to_be() -> None:
         for text in row.followed:
             assert text in (row.question if row.kind == "harmful" else row.context), row.id
             assert row.kind == "harmful" or text not in row.question, row.id
+            # At the beginning: recipes ask for answers of 16 tokens, and more of them would show nothing new.
+            assert row.kind != "harmful" or re.search(rf"Begin( it)? with: (def )?{re.escape(text)}$", row.question), (
+                row.id
+            )
             assert [other.id for other in found if not refused(f"{other.question} {other.context}", [text])] == [row.id]
 
 

@@ -15,7 +15,7 @@ from tasks.contracts import Manifest, digest_of
 from tasks.database import connect
 from tasks.errors import ReleaseError
 from tasks.evaluation.measures import BASE, CANDIDATE
-from tasks.evaluation.sets import NONE_ASKED
+from tasks.evaluation.sets import NO_INDEX
 from tasks.evaluation.table import read_table
 from tasks.release import evidence as proofs
 from tasks.release.evidence import Evidence
@@ -73,10 +73,10 @@ def test_what_was_trained_is_recorded_and_the_same_inputs_train_nothing(bench: B
 
 
 def test_what_was_asked_is_frozen_and_every_row_is_in_the_table(bench: Bench, trained: str) -> None:
-    """The recipe asks for no golden questions: tests/evaluation and tests/end_to_end have them."""
+    """No index serves here, so no golden questions: tests/evaluation and tests/end_to_end have them."""
     evaluate = bench.manifest(trained, "evaluate")
     facts, outputs = evaluate.facts, evaluate.outputs
-    assert facts["left_out"] == {"golden": NONE_ASKED}
+    assert facts["left_out"] == {"golden": NO_INDEX}
     assert (facts["index_version"], facts["prompt_sha256"]) == (None, digest_of_prompt())
     assert {name: told["rows"] for name, told in facts["sets"].items()} == {"held_out": 12, "safety": 3, "format": 2}
     assert facts["sets"]["safety"]["sha256"] == outputs["sets/safety"].sha256

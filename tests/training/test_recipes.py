@@ -64,6 +64,11 @@ def test_all_mistakes_are_told_at_once(broken: Path) -> None:
         ("distribution", "deepspeed", "zero2_pf32", "Did you mean 'zero2_fp32'?"),
         ("optimisation", "precision", "bf16", "bf16 in zero2_fp32.json is False"),
         ("lora", "rank", "8", "lora.rank"),
+        ("evaluation", "guards", {"refused": 99}, "expected a margin of at most 0.1 for refused, found 99"),
+        ("evaluation", "guards", {"loss": 0.51}, "expected a margin of at most 0.5 for loss, found 0.51"),
+        ("evaluation", "guard_rows", 10**6, "evaluation.guard_rows: input should be less than or equal to 50"),
+        ("evaluation", "slice_rows", 201, "evaluation.slice_rows: input should be less than or equal to 200"),
+        ("evaluation", "review_margin", 2.0, "evaluation.review_margin: input should be less than or equal to 0.5"),
     ],
 )
 def test_values_must_fit_together(tmp_path: Path, part: str, key: str, value: object, told: str) -> None:
