@@ -3,6 +3,7 @@
 import json
 import socketserver
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ NOTE = {
     "evidence_uri": "s3://b/releases/e", "text": "Grüße",
 }  # fmt: skip
 NEWS = News("Release 3 is live", "# Release 3\n\nGrüße\n.\nend\n", NOTE)
+SECRET = "hunter7"  # by a name, so that the lines of source in a traceback do not hold it
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u:p@127.0.0.1/m", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
 
 
@@ -33,11 +35,27 @@ class Hook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.path, dict(self.headers), body))
-        self.send_response(int(self.path.strip("/").split("-")[0]))
+        status = int(self.path.strip("/").split("-")[0])
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/200-elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, dict(self.headers), {}))
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+
+class Garbage(socketserver.StreamRequestHandler):
+    """Speaks something else than HTTP."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"what do you want?\r\n\r\n")
 
 
 class Mail(socketserver.StreamRequestHandler):
@@ -131,6 +149,39 @@ def test_no_answer_is_tried_again_and_no_address_is_refused() -> None:
     with pytest.raises(SettingsError, match="MILLRACE_ANNOUNCE_WEBHOOK") as raised:
         post(SecretStr("file:///etc/secret"), "MILLRACE_ANNOUNCE_WEBHOOK", NOTE, "k")
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_no_receipt(hook: str, status: int) -> None:
+    """urllib would ask the other place by GET, without the note, and take its 200 for an answer."""
+    with pytest.raises(SettingsError, match=f"{status}.*MILLRACE_ANNOUNCE_WEBHOOK") as raised:
+        send_all(context(Store(), webhook=f"{hook}/{status}-{SECRET}"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == [f"/{status}-{SECRET}"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_answer_that_is_no_http_stops_nobody_and_tells_no_secret(hook: str) -> None:
+    for port in serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Garbage)):
+        with pytest.raises(ServiceUnavailable, match="webhook: .*BadStatusLine") as raised:
+            send_all(context(Store(), webhook=f"http://127.0.0.1:{port}/{SECRET}", slack=f"{hook}/200"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == ["/200"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://127.0.0.1:port/{SECRET}",
+        f"http://127.0.0.1/{SECRET} a",
+        f"http://[/{SECRET}",
+        f"http://127.0.0.1/{SECRET}é",
+    ],
+)
+def test_an_address_that_is_none_stops_nobody_and_tells_no_secret(hook: str, address: str) -> None:
+    with pytest.raises(SettingsError, match="webhook: .*MILLRACE_ANNOUNCE_WEBHOOK") as raised:
+        send_all(context(Store(), webhook=address, slack=f"{hook}/200"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == ["/200"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 
 def test_slack_gets_blocks_in_which_a_reason_commands_nothing() -> None:
