@@ -44,6 +44,21 @@ def answering(settings: Settings) -> Iterator[Any]:
         raise
 
 
+@contextmanager
+def tried_once(seconds: int = 10) -> Iterator[None]:
+    """Inside the block a request to MLflow is tried once, and not for longer: what matters more must not wait for it."""
+    import os
+
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in short}
+    os.environ.update(short)  # MLflow reads them at each request
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _away(settings: Settings, error: Exception) -> ServiceUnavailable:
     return ServiceUnavailable(
         f"expected MLflow to answer at {settings.mlflow_tracking_uri}, found {str(error)[:300]}. Next: `make status`; retry."
