@@ -2,8 +2,10 @@
 
 import getpass
 import json
+import threading
 import uuid
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -79,11 +81,30 @@ def test_the_way_back_by_command(
             rollback_tool.main(wrong)
 
     # With MLflow away the release stands, and the next start of a release stage shows it there.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MILLRACE_MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    # It is asked only once the row stands, and only once.
+    asked: list[int] = []
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with connect(house.url) as connection:
+                now = ledger.live(connection)
+            asked.append(now.release if now else 0)
+            self.send_error(503)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Failing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MILLRACE_MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     process_settings.cache_clear()
     capsys.readouterr()
     assert back(2, "--by", "Grace") == 0
+    server.shutdown()
+    server.server_close()
+    assert asked == [4]
     assert "MLflow does not show it yet" in capsys.readouterr().out
     assert alias(house) == {"champion": "1"}
     assert [row.mirrored for row in releases_tool.read(house.settings)] == [False, True, True, True]
