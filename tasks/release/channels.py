@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from tasks.contracts import digest
 from tasks.errors import ServiceUnavailable, SettingsError
 from tasks.release.mail import Mailbox, mailbox
 from tasks.settings import Settings
@@ -28,16 +29,17 @@ _SLACK_TEXT = 2_900  # Slack takes 3000 characters in a section, and 150 in a he
 
 @dataclass(frozen=True)
 class News:
-    """What is announced: one line, the whole text in Markdown, and the figures for programs."""
+    """What is announced: one line, the whole text in Markdown, the figures for programs, and the run that made it."""
 
     title: str
     text: str
     note: dict[str, Any]
+    run: str
 
     @property
     def key(self) -> str:
-        """The same at each retry, so that a receiver can tell a double."""
-        return f"millrace-release-{self.note['release']}"
+        """The same at each retry, so that a receiver can tell a double; another in every installation, which all count from 1."""
+        return f"millrace-release-{self.note['release']}-{digest([self.note['model_name'], self.run])[:16]}"
 
 
 @dataclass(frozen=True)

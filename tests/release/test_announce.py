@@ -1,6 +1,7 @@
 """A note reaches each channel once; what a channel answers decides whether a retry makes sense. No secret is in a text."""
 
 import json
+import re
 import socketserver
 import threading
 import traceback
@@ -22,7 +23,7 @@ NOTE = {
     "index_version": 4, "approved_by": "ada", "reason": "better <!channel> & more", "restores": None,
     "evidence_uri": "s3://b/releases/e", "text": "Grüße",
 }  # fmt: skip
-NEWS = News("Release 3 is live", "# Release 3\n\nGrüße\n.\nend\n", NOTE)
+NEWS = News("Release 3 is live", "# Release 3\n\nGrüße\n.\nend\n", NOTE, "s3://b/runs/promote_release/r")
 SECRET = "hunter7"  # by a name, so that the lines of source in a traceback do not hold it
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u:p@127.0.0.1/m", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
 
@@ -130,7 +131,19 @@ def context(store: Store, **values: str) -> Any:
 def test_a_note_arrives_with_a_key_against_doubles(hook: str) -> None:
     assert send_all(context(Store(), webhook=f"{hook}/200"), NEWS) == {"sent": ["webhook"], "sent_before": []}
     _path, headers, body = Hook.seen[0]
-    assert body == NOTE and headers["Idempotency-Key"] == "millrace-release-3"
+    assert body == NOTE and headers["Idempotency-Key"] == NEWS.key
+
+
+def test_a_key_is_of_one_release_of_one_installation() -> None:
+    """Every installation counts its releases from 1, and a receiver may hear of several."""
+    assert NEWS.key == News("again", "tried again", NOTE, NEWS.run).key
+    others = [
+        News(NEWS.title, NEWS.text, NOTE | {"model_name": "another"}, NEWS.run),
+        News(NEWS.title, NEWS.text, NOTE, "s3://another/runs/promote_release/r"),
+        News(NEWS.title, NEWS.text, NOTE | {"release": 4}, NEWS.run),
+    ]
+    assert len({NEWS.key, *(other.key for other in others)}) == 4
+    assert re.fullmatch(r"millrace-release-3-[0-9a-f]{16}", NEWS.key)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +205,7 @@ def test_slack_gets_blocks_in_which_a_reason_commands_nothing() -> None:
     assert section.startswith(
         "m version 7 with index version 4 is live.\nApproved by ada: better &lt;!channel&gt; &amp;"
     )
-    long = News("t" * 200, "x", NOTE | {"reason": "r" * 5000, "kind": "rollback"})
+    long = News("t" * 200, "x", NOTE | {"reason": "r" * 5000, "kind": "rollback"}, "")
     assert len(blocks(long)["blocks"][1]["text"]["text"]) <= 3000
     assert len(blocks(long)["blocks"][0]["text"]["text"]) == 150
     assert "Rolled back by ada" in blocks(long)["blocks"][1]["text"]["text"]
@@ -230,7 +243,7 @@ def test_a_mail_is_whole(mail: dict[str, str]) -> None:
     send_all(context(Store(), **mail, mail_to="one@example.org"), NEWS)
     message = email.message_from_string(Mail.taken[0][1], policy=email.policy.default)
     assert (message["Subject"], message["From"]) == ("Release 3 is live", "millrace@example.org")
-    assert message["Message-ID"] == "<millrace-release-3@millrace.invalid>"
+    assert message["Message-ID"] == f"<{NEWS.key}@millrace.invalid>"
     assert "Grüße" in message.get_content()
 
 
