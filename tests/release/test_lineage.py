@@ -197,3 +197,17 @@ def test_lineage_walks_to_the_documents_and_back(house: Any, capsys: pytest.Capt
         lineage(house.settings, "nowhere.md")
     with pytest.raises(ReleaseError, match="1 to 1"):
         lineage(house.settings, "release:2")
+
+
+@pytest.mark.integration
+def test_a_candidate_leads_to_its_runs_and_rows(house: Any) -> None:
+    register = house.candidate(b"one")
+    subject = f"{house.settings.model_name}/1"
+    found = lineage(house.settings, subject)
+    assert [one["stage"] for one in found["runs"]] == ["validate_dataset", "train", "evaluate", "gate", "register"]
+    assert {one["run"] for one in found["runs"]} == {register.run} and found["not_followed"] == []
+    assert [(one["side"], one["rows"]) for one in found["dataset"]["files"]] == [("train", 1), ("held_out", 1)]
+    assert (found["model"]["recipe"], found["model"]["released"]) == ("test", False)
+    house.storage.delete_prefix(f"{register.run}/")  # as housekeeping does
+    told = "\n".join(lineage(house.settings, subject)["not_followed"])
+    assert f"{register.run}/train: no manifest any more" in told and "no manifest says their digests" in told
