@@ -4,7 +4,8 @@ Reads the reference that `propose` returned: whether a person must approve, who 
 facts of it (from the stages' settings; nothing is read while DAGs are parsed). Where a person is needed the task waits for
 Approve or Reject, without a worker slot; no answer in time is a Reject, and so is one that came later than it. Elsewhere it
 approves at once in the name of `policy`. Its XCom says what was answered, by whom, when, why, and to which proposal: the
-digest of the manifest that was shown. Reject skips what follows; the run ends as a success without a release.
+digest of the manifest that was shown. Reject skips what follows; the run ends as a success without a release, and the XCom
+says who rejected and why (`late` where an approval came too late to count).
 """
 
 from datetime import UTC, datetime, timedelta
@@ -67,14 +68,15 @@ class ReleaseApproval(ApprovalOperator):
         """Return the answer with what it was about; a late one is a no, and one without a reason is asked for again."""
         asked = context["ti"].xcom_pull(task_ids=self.task_id, key=ASKED)
         answered: datetime | None = event.get("responded_at")
+        about = {"responded_at": answered.isoformat() if answered else "", "proposal_sha256": asked["sha256"]}
         if event.get("chosen_options") == [self.APPROVE]:
             if answered is None or answered > datetime.fromisoformat(asked["until"]):
                 self.log.warning("the approval came at %s, after %s: it counts as a no", answered, asked["until"])
-                event = event | {"chosen_options": [self.REJECT]}
+                event, about = event | {"chosen_options": [self.REJECT]}, about | {"late": True}
             elif not str((event.get("params_input") or {}).get("reason") or "").strip():
                 raise AirflowException("expected a reason with the approval, found none: it is asked for again.")
-        answer = super().execute_complete(context, event)
-        return dict(answer) | {
-            "responded_at": answered.isoformat() if answered else "",
-            "proposal_sha256": asked["sha256"],
-        }
+        if event.get("chosen_options") == [self.REJECT]:
+            # What follows is skipped by an exception, after which Airflow keeps no return value.
+            said = {name: event.get(name) for name in ("chosen_options", "params_input", "responded_by_user")}
+            context["ti"].xcom_push(key="return_value", value=said | about)
+        return dict(super().execute_complete(context, event)) | about

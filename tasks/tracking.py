@@ -1,17 +1,26 @@
 """The only module that speaks to MLflow.
 
 Reads and writes the tracking server and model registry at `MILLRACE_MLFLOW_TRACKING_URI`. Fails with
-`ServiceUnavailable` when the server does not answer.
+`ServiceUnavailable` when the server does not answer, and with `SettingsError` when it refuses access (401, 403). What a
+person is shown of the address is without the user and password that it may hold (`public`).
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.errors import ServiceUnavailable
+from tasks.errors import ServiceUnavailable, SettingsError
 from tasks.settings import Settings
 
 EXPERIMENT = "millrace"
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+
+
+def public(text: str) -> str:
+    """Return an address, or a text with some, without `user:password@`: it goes into forms, mails and tickets."""
+    return _USER.sub("", text)
 
 
 def client(settings: Settings) -> Any:
@@ -30,7 +39,7 @@ def client(settings: Settings) -> Any:
 
 @contextmanager
 def answering(settings: Settings) -> Iterator[Any]:
-    """Yield a client; translate connection failures inside the block to ServiceUnavailable."""
+    """Yield a client; inside the block a connection that fails is ServiceUnavailable, access that is refused SettingsError."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -41,12 +50,34 @@ def answering(settings: Settings) -> Iterator[Any]:
     except MlflowException as error:
         if error.error_code in {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}:
             raise _away(settings, error) from error
+        if error.error_code in _REFUSED:
+            raise SettingsError(
+                f"expected MLflow at {public(settings.mlflow_tracking_uri)} to let us in, found {error.error_code}: "
+                f"{public(error.message)[:300]}. Next: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, of one who may."
+            ) from error
         raise
+
+
+@contextmanager
+def tried_once(seconds: int = 10) -> Iterator[None]:
+    """Inside the block a request to MLflow is tried once, and not for longer: what matters more must not wait for it."""
+    import os
+
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in short}
+    os.environ.update(short)  # MLflow reads them at each request
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _away(settings: Settings, error: Exception) -> ServiceUnavailable:
     return ServiceUnavailable(
-        f"expected MLflow to answer at {settings.mlflow_tracking_uri}, found {str(error)[:300]}. Next: `make status`; retry."
+        f"expected MLflow to answer at {public(settings.mlflow_tracking_uri)}, found {public(str(error))[:300]}. "
+        "Next: `make status`; retry."
     )
 
 

@@ -196,7 +196,9 @@ def _track(context: StageContext, outputs: dict[str, Artifact], tests: dict[str,
             client.log_text(run_id, text, output)
         client.set_terminated(run_id)
         experiment = client.get_run(run_id).info.experiment_id
-    url = f"{context.settings.mlflow_tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    url = (
+        f"{tracking.public(context.settings.mlflow_tracking_uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    )
     return {"mlflow_run_id": run_id, "mlflow_url": url}
 
 

@@ -25,7 +25,8 @@ def run(context: StageContext, options: Options) -> StageResult:
     """Write the announcement of a promotion, and send it."""
     promoted, proposed = context.inputs["promote"], context.inputs["propose"]
     facts = promoted.facts
-    return tell(context, News(f"Release {facts['release']} is live", announcement(promoted, proposed), note(promoted)))
+    title, text = f"Release {facts['release']} is live", announcement(promoted, proposed)
+    return tell(context, News(title, text, note(promoted), promoted.run))
 
 
 def tell(context: StageContext, news: News) -> StageResult:

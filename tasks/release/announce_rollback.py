@@ -17,7 +17,7 @@ def run(context: StageContext, options: Options) -> StageResult:
     """Write the announcement of a rollback, and send it."""
     made = context.inputs["roll_back"]
     title = f"Rolled back to release {made.facts['restores']} (release {made.facts['release']})"
-    return tell(context, News(title, announcement(made), note(made)))
+    return tell(context, News(title, announcement(made), note(made), made.run))
 
 
 def announcement(made: Manifest) -> str:

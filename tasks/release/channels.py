@@ -7,6 +7,7 @@ fails with `ServiceUnavailable` where a retry may help one that failed, and with
 """
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from tasks.contracts import digest
 from tasks.errors import ServiceUnavailable, SettingsError
 from tasks.release.mail import Mailbox, mailbox
 from tasks.settings import Settings
@@ -27,16 +29,17 @@ _SLACK_TEXT = 2_900  # Slack takes 3000 characters in a section, and 150 in a he
 
 @dataclass(frozen=True)
 class News:
-    """What is announced: one line, the whole text in Markdown, and the figures for programs."""
+    """What is announced: one line, the whole text in Markdown, the figures for programs, and the run that made it."""
 
     title: str
     text: str
     note: dict[str, Any]
+    run: str
 
     @property
     def key(self) -> str:
-        """The same at each retry, so that a receiver can tell a double."""
-        return f"millrace-release-{self.note['release']}"
+        """The same at each retry, so that a receiver can tell a double; another in every installation, which all count from 1."""
+        return f"millrace-release-{self.note['release']}-{digest([self.note['model_name'], self.run])[:16]}"
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,42 @@ def post(url: SecretStr, variable: str, body: dict[str, Any], key: str) -> None:
     address = url.get_secret_value()
     if not address.startswith(("https://", "http://")):
         raise SettingsError(f"expected {variable} to be an http(s) URL, found another. Next: correct it.")
-    request = urllib.request.Request(
-        address,
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "Idempotency-Key": key},
-        method="POST",
-    )
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS):
+        request = urllib.request.Request(
+            address,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Idempotency-Key": key},
+            method="POST",
+        )
+        with _OPENER.open(request, timeout=_SECONDS):
             pass
     except urllib.error.HTTPError as error:
-        if error.code >= 500 or error.code in {408, 429}:
-            raise ServiceUnavailable(f"expected it to take the note, found {error.code}. Next: retry.") from None
+        raise _answered(error.code, variable) from None
+    except (http.client.InvalidURL, ValueError) as error:
         raise SettingsError(
-            f"expected it to take the note, found {error.code}. Next: correct {variable}, then clear the task."
+            f"expected {variable} to be an address that can be asked, found {type(error).__name__}. Next: correct it."
         ) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # what does not speak HTTP is no OSError
         raise ServiceUnavailable(f"expected it to answer, found {type(error).__name__}. Next: retry.") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect an error: urllib would go on by GET, without the note, and report success."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Go nowhere else."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _answered(status: int, variable: str) -> ServiceUnavailable | SettingsError:
+    if status >= 500 or status in {408, 429}:
+        return ServiceUnavailable(f"expected it to take the note, found {status}. Next: retry.")
+    what, where = ("a redirect, which is not followed", " to the address itself") if status < 400 else ("no", "")
+    return SettingsError(
+        f"expected it to take the note, found {status}, {what}. Next: correct {variable}{where}, then clear the task."
+    )
 
 
 def blocks(news: News) -> dict[str, Any]:

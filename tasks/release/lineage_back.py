@@ -15,14 +15,15 @@ import psycopg
 from psycopg import sql
 
 from tasks import tracking
-from tasks.errors import DataError, ServiceUnavailable
+from tasks.errors import DataError, ServiceUnavailable, SettingsError
 from tasks.knowledge.erasure_rows import answered_from
 from tasks.release import ledger as releases
 from tasks.release.ledger import Release
-from tasks.release.lineage import Found, Walk, rows_of
+from tasks.release.lineage_rows import rows_of
+from tasks.release.lineage_walk import Found, Walk
 from tasks.settings import Settings
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 MOST_REQUESTS = 1_000  # requests answered from a document whose feedback is looked for in datasets
 
 
@@ -39,8 +40,8 @@ def of_document(walk: Walk, settings: Settings, name: str) -> Found:
     datasets = _datasets(walk, uris, [row["corpus"] for row in known] or ["default"])
     if not (known or erased or versions or datasets):
         raise DataError(
-            f"expected a release (7, release:7), a model version of a release (NAME/3), or a document that an index version, "
-            f"a dataset or the corpus knows, found {name!r}. Next: write the URI as `python -m tasks search` shows it."
+            f"expected a release (7, release:7), a model version (NAME/3), a dataset (dataset:DIGEST), or a document that an "
+            f"index version, a dataset or the corpus knows, found {name!r}. Next: write the URI as `python -m tasks search` shows it."
         )
     all_releases = releases.history(walk.connection, 10_000)
     through = {one["sha256"] for one in datasets}
@@ -51,14 +52,14 @@ def of_document(walk: Walk, settings: Settings, name: str) -> Found:
         "erased": [_texts(row) for row in erased],
         "index_versions": versions,
         "datasets": datasets,
-        "models": _models(walk, settings, through, all_releases),
-        "releases": _releases(all_releases, {one["version"] for one in versions}, through),
+        "models": models_of(walk, settings, through, all_releases),
+        "releases": releases_of(all_releases, {one["version"] for one in versions}, through),
         "not_followed": walk.lost,
     }
 
 
 def _uris(walk: Walk, name: str) -> list[str]:
-    if not _DIGEST.fullmatch(name):
+    if not DIGEST.fullmatch(name):
         return [name.removeprefix("document:")]
     rows = walk.connection.execute(
         "SELECT DISTINCT uri FROM documents WHERE content_sha256 = %(name)s OR text_sha256 = %(name)s ORDER BY uri",
@@ -126,7 +127,7 @@ def _made_from(row: dict[str, Any], uris: list[str], requests: set[str]) -> bool
     return provenance.get("document", row.get("source")) in uris or provenance.get("request") in requests
 
 
-def _models(walk: Walk, settings: Settings, datasets: set[str], all_releases: list[Release]) -> list[Found]:
+def models_of(walk: Walk, settings: Settings, datasets: set[str], all_releases: list[Release]) -> list[Found]:
     """Return the model versions trained on the datasets: those of the ledger, and those that were only registered."""
     found = {
         (one.model_name, one.model_version): {"dataset_sha256": one.dataset_sha256, "released": True}
@@ -139,12 +140,13 @@ def _models(walk: Walk, settings: Settings, datasets: set[str], all_releases: li
                 for version in client.search_model_versions(f"tags.dataset_sha256 = '{sha256}'"):
                     known = {"dataset_sha256": sha256, "released": False}
                     found.setdefault((str(version.name), str(version.version)), known)
-    except ServiceUnavailable as error:
+    except (ServiceUnavailable, SettingsError) as error:
         walk.lost.append(f"models that were registered and never released: {error}")
     return [{"name": name, "version": version} | found[name, version] for name, version in sorted(found)]
 
 
-def _releases(all_releases: list[Release], versions: set[int], datasets: set[str]) -> list[Found]:
+def releases_of(all_releases: list[Release], versions: set[int], datasets: set[str]) -> list[Found]:
+    """Return the releases with one of these index versions, or trained on one of these datasets."""
     found = []
     for one in reversed(all_releases):
         through = [

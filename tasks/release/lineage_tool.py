@@ -3,10 +3,13 @@
 | subject | what is walked |
 | --- | --- |
 | `7`, `release:7`, or `NAME/3` (a model version: its newest release) | model, runs, dataset, examples, documents, index |
+| `NAME/3` that was never released | MLflow's tags of it, its runs, dataset, examples, documents |
+| `dataset:DIGEST` | rows, documents, models, releases |
 | a document's URI, `document:URI`, or the SHA-256 of its content or text | index versions, datasets, models, releases |
 
-`--rows` lists every example and document instead of the first ones. Reads as `tasks.release.lineage` and
-`tasks.release.lineage_back` say; writes nothing. Fails with `ReleaseError` or `DataError` for a subject that is not known.
+`--rows` lists every example and document instead of the first ones. Reads as `tasks.release.lineage`,
+`tasks.release.lineage_model` and `tasks.release.lineage_back` say; writes nothing. Fails with `ReleaseError` or `DataError`
+for a subject that is not known, and with `ServiceUnavailable` for a version that only an MLflow that is away could know.
 """
 
 import json
@@ -14,25 +17,31 @@ from typing import Any
 
 from tasks.errors import OptionError
 from tasks.release.ledger import ledger
-from tasks.release.lineage import Found, Walk, of_release, release_of
+from tasks.release.lineage import of_release, release_of
 from tasks.release.lineage_back import of_document
+from tasks.release.lineage_model import of_dataset, of_version
+from tasks.release.lineage_walk import Found, Walk
 from tasks.release.plain import paragraph, plain
 from tasks.settings import Settings
 from tasks.storage import Storage
 
-USAGE = "python -m tasks lineage RELEASE | NAME/VERSION | DOCUMENT [--rows] [--json]"
+USAGE = "python -m tasks lineage RELEASE | NAME/VERSION | dataset:DIGEST | DOCUMENT [--rows] [--json]"
 _FLAGS = {"--rows", "--json"}
 
 
 def lineage(settings: Settings, subject: str, *, rows: bool = False) -> Found:
-    """Return the lineage of a release, a model version or a document. Raises ReleaseError, DataError."""
+    """Return the lineage of a release, a model version, a dataset or a document. Raises ReleaseError, DataError, ServiceUnavailable."""
     storage = Storage(settings.s3_endpoint_url)
     with ledger(settings) as connection:
         walk = Walk(connection, storage, f"s3://{settings.s3_bucket}", rows)
-        release = None if subject.startswith("document:") else release_of(walk, subject)
+        if subject.startswith("document:"):
+            return of_document(walk, settings, subject)
+        if subject.startswith("dataset:"):
+            return of_dataset(walk, settings, subject.removeprefix("dataset:"))
+        release = release_of(walk, subject)
         if release is not None:
             return of_release(walk, release)
-        return of_document(walk, settings, subject)
+        return of_version(walk, settings, subject) or of_document(walk, settings, subject)
 
 
 def outline(value: Any, indent: str = "") -> list[str]:

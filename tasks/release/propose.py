@@ -59,7 +59,7 @@ def run(context: StageContext, options: Options) -> StageResult:
         proposal = propose(context.settings, context.storage, options)
     except _Nothing as nothing:
         return StageResult(status="refused", reason=str(nothing), facts={"kind": "", "needs_approval": False})
-    body = markdown(proposal, context.settings.mlflow_tracking_uri, approval.terms(context.settings))
+    body = markdown(proposal, tracking.public(context.settings.mlflow_tracking_uri), approval.terms(context.settings))
     prompt = context.storage.put_bytes(
         f"{context.folder}/prompt.md", proposal.prompt.encode(), content_type="text/plain"
     )

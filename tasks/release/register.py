@@ -184,7 +184,7 @@ def _ensure_model(client: Any, name: str) -> None:
 
 def _run_url(client: Any, settings: Settings, run_id: str) -> str:
     experiment = client.get_run(run_id).info.experiment_id
-    return f"{settings.mlflow_tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{tracking.public(settings.mlflow_tracking_uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 STAGE = Stage("register", Options, run, needs=("validate_dataset", "train", "evaluate", "gate"))

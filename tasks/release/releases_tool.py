@@ -27,7 +27,6 @@ from tasks.settings import Settings
 from tasks.storage import Storage
 
 USAGE = "python -m tasks releases [--release N] [--limit N] [--json]"
-_IN_MLFLOW = {True: "shown", False: "waits"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,13 @@ class Row:
     live: bool
     mirrored: bool
     parts: Standing
+    mirror_problem: str | None = None
+    """Why MLflow cannot show it; None where it does, or will."""
+
+    @property
+    def in_mlflow(self) -> str:
+        """One word about MLflow."""
+        return "lost" if self.mirror_problem else "shown" if self.mirrored else "waits"
 
 
 def read(settings: Settings, limit: int = 20, number: int | None = None) -> list[Row]:
@@ -46,8 +52,17 @@ def read(settings: Settings, limit: int = 20, number: int | None = None) -> list
     with ledger(settings) as connection:
         found = [releases.get(connection, number)] if number is not None else releases.history(connection, limit)
         newest = releases.live(connection)
-        mirrored = _mirrored(connection)
-        return [Row(one, newest == one, one.release in mirrored, look(connection, storage, one)) for one in found]
+        known = _mirrors(connection)
+        return [
+            Row(
+                one,
+                newest == one,
+                mirrored=one.release in known and known[one.release] is None,
+                parts=look(connection, storage, one),
+                mirror_problem=known.get(one.release),
+            )
+            for one in found
+        ]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -59,7 +74,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         model = f"{one.model_name} {one.model_version}"
         kind = one.kind if one.restores is None else f"rollback to {one.restores}"
         cells = (one.release, f"{one.created_at:%Y-%m-%d %H:%M}", kind, model, one.index_version, one.approved_by)
-        lines.append(_columns((*cells, _IN_MLFLOW[row.mirrored], row.parts.state)) + ("  live" if row.live else ""))
+        lines.append(_columns((*cells, row.in_mlflow, row.parts.state)) + ("  live" if row.live else ""))
         lines += paragraph("why: ", one.reason, " " * 9, most=2)
         lines.append(f"{' ' * 9}evidence {one.evidence_sha256[:16]}, prompt {one.prompt_sha256[:16]}, {_weights(one)}")
         for problem in row.parts.problems:
@@ -79,7 +94,7 @@ def page(row: Row) -> list[str]:
         "model": f"{one.model_name} version {one.model_version}, {_weights(one)}",
         "index": f"version {one.index_version}, embedder {one.embedder}",
         "code": one.code_revision,
-        "MLflow": "shows it" if row.mirrored else "does not show it yet; the next stage of a release tries again",
+        "MLflow": _told(row),
         "parts": "; ".join((row.parts.state, *row.parts.problems)),
     }
     for name, value in facts.items():
@@ -97,7 +112,12 @@ def page(row: Row) -> list[str]:
 
 def document(row: Row) -> dict[str, Any]:
     """Return a release as JSON has it."""
-    known = {"live": row.live, "mirrored": row.mirrored, "parts": asdict(row.parts)}
+    known = {
+        "live": row.live,
+        "mirrored": row.mirrored,
+        "mirror_problem": row.mirror_problem,
+        "parts": asdict(row.parts),
+    }
     return asdict(row.release) | known
 
 
@@ -111,8 +131,16 @@ def _weights(release: Release) -> str:
     return f"adapter {release.adapter_sha256[:16]}"
 
 
-def _mirrored(connection: Connection) -> set[int]:
-    return {row["release"] for row in connection.execute("SELECT release FROM release_mirrors")}
+def _told(row: Row) -> str:
+    if row.mirror_problem:
+        return f"cannot show it: {row.mirror_problem}"
+    return "shows it" if row.mirrored else "does not show it yet; the next stage of a release tries again"
+
+
+def _mirrors(connection: Connection) -> dict[int, str | None]:
+    """Return the releases that MLflow shows, and those that it cannot, with the problem."""
+    rows = connection.execute("SELECT release, problem FROM release_mirrors")
+    return {row["release"]: row["problem"] for row in rows}
 
 
 def number_of(given: str | None, name: str) -> int | None:

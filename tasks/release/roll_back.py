@@ -29,11 +29,11 @@ class Options(StageOptions):
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Restore an earlier release after verifying that all its parts are still there."""
-    reconcile_mirrors(context.settings)
     with ledger(context.settings) as connection:
         made = releases.by_run(connection, context.run)
         restored = made or _restore(context, connection, options)
-    return release_result(restored, reconcile_mirrors(context.settings), again=made is not None)
+    # The row comes first, and MLflow is asked once: one that is away or hangs must not hold up the way back.
+    return release_result(restored, reconcile_mirrors(context.settings, once=True), again=made is not None)
 
 
 def _restore(context: StageContext, connection: Connection, options: Options) -> Release:

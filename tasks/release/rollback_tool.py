@@ -2,24 +2,27 @@
 
 Runs the stage `roll_back`, as the DAG does, in a run folder of its own (`s3://BUCKET/runs/roll_back/manual__...`): the same
 proofs, the same row of the ledger, the same mirror in MLflow, a manifest, and a row of `stage_runs`. Who is recorded is
-`--by`, else the user of this machine. Fails as the stage does; the live release stays then.
+`--by`, else the user of this machine. Fails as the stage does; the live release stays then. After it `announce_rollback` tells
+the channels that are set, in the same run folder; what becomes of that is a line of the output, and no failure.
 """
 
 import getpass
 import os
 import secrets
 from datetime import UTC, datetime
+from typing import Any
 
 from tasks.contracts import Manifest
-from tasks.errors import OptionError
+from tasks.errors import MillraceError, OptionError
 from tasks.observability.stage_runs import Attempt, recorded
 from tasks.observability.trace import of_stage
 from tasks.options import parse_options, require_words
+from tasks.release import announce_rollback
 from tasks.release.plain import plain
 from tasks.release.releases_tool import number_of
 from tasks.release.roll_back import STAGE
 from tasks.settings import Settings
-from tasks.stage import run_stage
+from tasks.stage import Stage, run_stage
 
 USAGE = "python -m tasks rollback --to N --reason TEXT [--by WHO]"
 
@@ -28,9 +31,27 @@ def roll_back(settings: Settings, release: int, reason: str, by: str) -> Manifes
     """Restore a release in a new run folder; return the manifest. Raises what the stage raises."""
     moment = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     run = f"s3://{settings.s3_bucket}/runs/roll_back/manual__{moment}-{secrets.token_hex(4)}"
-    attempt = Attempt(run, STAGE.name, None, None, of_stage(run, os.environ))
+    return _run(STAGE, settings, run, {"release": str(release), "reason": reason, "approved_by": by})
+
+
+def announce(settings: Settings, run: str) -> str:
+    """Tell people, as the DAG does after its stage; return a line about it, and raise nothing: the release is live."""
+    stage = announce_rollback.STAGE
+    try:
+        told = _run(stage, settings, run, {}).facts
+    except MillraceError as error:
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it must not make a rollback look failed
+        problem = type(error).__name__
+    else:
+        return f"announced to {', '.join(told['sent'])}" if told["sent"] else "announced nowhere: no channel is set"
+    return f"warning: not announced everywhere: {problem} Again: python -m tasks {stage.name} --run {run}"
+
+
+def _run(stage: Stage[Any], settings: Settings, run: str, options: dict[str, str]) -> Manifest:
+    attempt = Attempt(run, stage.name, None, None, of_stage(run, os.environ))
     with recorded(settings.database_url.get_secret_value(), attempt):
-        manifest = run_stage(STAGE, settings, run, None, {"release": str(release), "reason": reason, "approved_by": by})
+        manifest = run_stage(stage, settings, run, None, options)
         attempt.ended_with(manifest)
     return manifest
 
@@ -63,5 +84,6 @@ def main(arguments: list[str]) -> int:
     )
     if facts["mirror_problem"]:
         print(f"MLflow does not show it yet; the next stage of a release tries again: {plain(facts['mirror_problem'])}")
+    print(plain(announce(settings(), made.run)))
     print(f"manifest {made.uri}")
     return 0

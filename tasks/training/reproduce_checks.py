@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from tasks import models
-from tasks.contracts import Artifact, digest_of
-from tasks.errors import ManifestError, MillraceError, ModelError, RecipeError, ServiceUnavailable
+from tasks.contracts import Artifact, Manifest, digest_of
+from tasks.errors import ManifestError, MillraceError, ModelError, RecipeError
 from tasks.provenance import code_revision
 from tasks.settings import Settings
 from tasks.storage import Storage
@@ -104,16 +104,17 @@ def recipe_of(storage: Storage, original: Original) -> tuple[Recipe | None, Find
     """Return the recipe as it was trained with, never today's file of that name."""
     name = str(original.train.facts.get("recipe"))
     try:
-        recipe = _kept_recipe(storage, original)
+        recipe = kept_recipe(storage, original.train)
     except (ManifestError, RecipeError) as error:
         return None, Finding("recipe", "missing", f"{name} as it was trained with: {fault(error)}")
     return recipe, Finding("recipe", "same", f"{name} as it was trained with; {_of_today(storage, name, recipe)}")
 
 
-def _kept_recipe(storage: Storage, original: Original) -> Recipe:
-    if "recipe" not in original.train.outputs:
-        raise ManifestError(f"expected an output recipe in {original.train.uri}, found none.")
-    raw = storage.get_json(original.train.outputs["recipe"])
+def kept_recipe(storage: Storage, train: Manifest) -> Recipe:
+    """Return the recipe that a training was done with. Raises ManifestError, RecipeError."""
+    if "recipe" not in train.outputs:
+        raise ManifestError(f"expected an output recipe in {train.uri}, found none.")
+    raw = storage.get_json(train.outputs["recipe"])
     try:
         return Recipe.model_validate(raw, strict=False)
     except ValidationError as error:
@@ -143,7 +144,7 @@ def base_model(settings: Settings, storage: Storage, original: Original) -> tupl
         # Of the hub a commit names the bytes: nobody fetches gigabytes to learn it.
         fetch = models.fetch_tokenizer if models.HUB.match(reference) else models.fetch
         found = models.revision(reference, fetch(reference, settings.cache_dir, storage))
-    except (ModelError, ServiceUnavailable) as error:
+    except ModelError as error:  # not ServiceUnavailable: what does not answer is not missing
         return None, Finding("base model", "missing", f"{reference}: {fault(error)}")
     if found != expected:
         text = f"{reference}: expected revision {expected}, found {found}. Next: restore that model"
@@ -226,8 +227,11 @@ def inputs(original: Original, recipe: Recipe, revision: str, start: dict[str, A
     then, now = str(original.train.facts["training_fingerprint"]), plan.fingerprint
     if then == now:
         return now, Finding("all inputs", "same", f"training fingerprint {now}")
-    text = f"training fingerprint {then} then, {now} now: the code of now reads the recipe, the DeepSpeed settings or"
-    return now, Finding("all inputs", "differs", f"{text} the start adapter otherwise")
+    text = (
+        f"training fingerprint {then} then, {now} now: the code of now would train another thing from the same recipe"
+    )
+    revision = str(original.train.code_revision).removesuffix("+changes")
+    return now, Finding("all inputs", "missing", f"{text}. Next: git checkout {revision}, and reproduce with that code")
 
 
 def fault(error: MillraceError) -> str:

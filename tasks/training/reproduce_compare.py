@@ -2,19 +2,24 @@
 
 Reads the manifests of `train` and `evaluate` in the run folder of a reproduction, and those kept with the release. Writes
 nothing. The tolerance follows from what differs between the two trainings (`tolerance`). Fails with `ReproductionError`
-when the run folder holds another training, or one that was found and not done, and with `ManifestError`.
+when the run folder holds another training (another recipe or seed is one), or one that was found and not done, and with
+`ManifestError` or `RecipeError`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.contracts import Manifest
 from tasks.errors import ReproductionError
 from tasks.release.weights import claimed, trained
 from tasks.storage import Storage
 from tasks.training.recipes import Recipe
+from tasks.training.reproduce_checks import kept_recipe
 from tasks.training.reproduce_original import Original
 
+_INPUTS = "training_fingerprint"
+_FREE = {("distribution", "ranks"), ("distribution", "nodes")}  # `ranks` of the facts decides the tolerance
 METRIC, BASE_METRIC = "candidate_loss", "base_loss"
 # Nats per token of the held-out rows. The first two are those that tests/training/test_survival.py holds the curves to.
 SAME = 1e-6
@@ -72,7 +77,7 @@ class Comparison:
 def unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return in what two trainings differ that decides the result, by the facts of their manifests."""
     made, done = then.get("made_with") or {}, now.get("made_with") or {}
-    found = [name for name in ("ranks", "training_fingerprint") if then.get(name) != now.get(name)]
+    found = ["ranks"] if then.get("ranks") != now.get("ranks") else []
     return found + [name for name in ("hardware", "packages") if not made.get(name) or made[name] != done.get(name)]
 
 
@@ -93,18 +98,20 @@ def compare(storage: Storage, run: str, original: Original) -> Comparison:
     train, evaluate = storage.require_manifest(run, "train"), storage.require_manifest(run, "evaluate")
     weights, release = trained(train), original.release.release
     require_own(run, release, train.facts, weights.uri)
+    recipe = require_same_recipe(storage, run, original.train, train)
     held_out = original.dataset.outputs["held_out"].sha256
     for what, expected, found in (
         ("weights", weights.sha256, claimed(evaluate.facts)),
         ("held-out rows", held_out, evaluate.facts.get("held_out_sha256")),
         ("dataset", original.dataset.facts.get("dataset_sha256"), train.facts.get("dataset_sha256")),
         ("base model", original.train.facts.get("base_revision"), train.facts.get("base_revision")),
+        # With the same recipe, rows and base it differs by the trainer's version, DeepSpeed's settings or a start adapter.
+        ("inputs of training", original.train.facts.get(_INPUTS), train.facts.get(_INPUTS)),
     ):
         if expected != found:
             raise ReproductionError(
                 f"expected {what} {expected}, found {found} in {run}. Next: prepare the reproduction anew, in a new run folder."
             )
-    recipe = Recipe.model_validate(storage.get_json(train.outputs["recipe"]), strict=False)
     allowed = tolerance(recipe.distribution.accelerator, unlike(original.train.facts, train.facts))
     return Comparison(
         release=release,
@@ -118,6 +125,32 @@ def compare(storage: Storage, run: str, original: Original) -> Comparison:
         weights_expected=original.weights.sha256,
         weights_found=weights.sha256,
     )
+
+
+def require_same_recipe(storage: Storage, run: str, then: Manifest, now: Manifest) -> Recipe:
+    """Return the recipe of both trainings, seed and all; how many ranks shared the work may differ. Raises ReproductionError."""
+    recipe = kept_recipe(storage, now)
+    expected, found = (_decisive(kept_recipe(storage, then)), _decisive(recipe))
+    if other := [
+        f"{part}.{key}"
+        for part, key in expected.keys() | found.keys()
+        if expected.get((part, key)) != found.get((part, key))
+    ]:
+        raise ReproductionError(
+            f"expected the recipe that the release was trained with in {run}, found other values of {', '.join(sorted(other))}. "
+            "Next: prepare the reproduction anew, in a new run folder, and train with its recipe."
+        )
+    return recipe
+
+
+def _decisive(recipe: Recipe) -> dict[tuple[str, str], Any]:
+    """Return every value of a recipe that decides what is trained and measured."""
+    flat = {
+        (part, key): value
+        for part, values in recipe.model_dump(mode="json", exclude={"description", "checkpoints"}).items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+    return {name: value for name, value in flat.items() if name not in _FREE}
 
 
 def require_own(run: str, release: int, facts: Mapping[str, Any], uri: str) -> None:

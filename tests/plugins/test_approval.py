@@ -1,5 +1,6 @@
 """The approval: a person where the proposal asks for one, the policy elsewhere, nobody never."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ class Instance(SimpleNamespace):
     """A task instance with XComs, of which `propose` has left one."""
 
     def __init__(self, reference: Any) -> None:
-        super().__init__(id="no such task instance", kept={("propose", "return_value"): reference})
+        super().__init__(id="no such task instance", map_index=-1, kept={("propose", "return_value"): reference})
 
     def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
         return self.kept.get((task_ids, key))
@@ -24,13 +25,15 @@ class Instance(SimpleNamespace):
 
 
 def answer(reference: Any) -> Any:
+    from airflow.providers.standard.operators.empty import EmptyOperator
     from airflow.sdk import DAG
     from millrace_approval import ReleaseApproval
 
     with DAG("promote_release", schedule=None, params={"candidate": ""}):
         operator: Any = ReleaseApproval(task_id="approve")
+        operator >> EmptyOperator(task_id="promote")  # as in the DAG: a no is told by an exception there
     ti = Instance(reference)
-    context = {"ti": ti, "task_instance": ti}
+    context = {"ti": ti, "task_instance": ti, "task": operator}
     return operator, context, lambda: type(operator).execute.__wrapped__(operator, context)
 
 
@@ -53,6 +56,27 @@ def event(option: str, *, reason: str = "better", at: datetime | None = None) ->
         "chosen_options": [option], "params_input": {"reason": reason}, "timedout": False,
         "responded_at": at or datetime.now(UTC), "responded_by_user": {"id": "ada", "name": "ada"},
     }  # fmt: skip
+
+
+def rejected(operator: Any, context: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """Resume the task with an answer that counts as a no, and return what is kept of it."""
+    from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+    with pytest.raises(DownstreamTasksSkipped) as skipped:
+        operator.execute_complete(context, told)
+    assert [task if isinstance(task, str) else task[0] for task in skipped.value.tasks] == ["promote"]
+    kept: dict[str, Any] = context["ti"].kept["approve", "return_value"]
+    json.dumps(kept)
+    return kept
+
+
+def test_who_said_no_and_why_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    _told, operator, context = asked(monkeypatch)
+    kept = rejected(operator, context, event("Reject", reason="answers about leave got worse"))
+    assert kept["chosen_options"] == ["Reject"] and kept["responded_by_user"]["name"] == "ada"
+    assert kept["params_input"] == {"reason": "answers about leave got worse"}
+    assert kept["proposal_sha256"] == "5" * 64 and datetime.fromisoformat(kept["responded_at"]).tzinfo is not None
+    assert "late" not in kept
 
 
 def test_policy_approves_what_needs_no_person() -> None:
@@ -88,8 +112,8 @@ def test_the_answer_names_the_proposal_that_was_shown(monkeypatch: pytest.Monkey
 def test_a_late_approval_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler that should have ended the waiting was down, so Airflow took the answer."""
     _told, operator, context = asked(monkeypatch)
-    late = operator.execute_complete(context, event("Approve", at=datetime.now(UTC) + timedelta(hours=6.1)))
-    assert late["chosen_options"] == ["Reject"]
+    late = rejected(operator, context, event("Approve", at=datetime.now(UTC) + timedelta(hours=6.1)))
+    assert late["chosen_options"] == ["Reject"] and late["late"] is True
 
 
 def test_an_approval_without_a_reason_is_asked_for_again_and_a_rejection_is_taken(
@@ -101,9 +125,9 @@ def test_an_approval_without_a_reason_is_asked_for_again_and_a_rejection_is_take
     with pytest.raises(AirflowException, match="reason") as caught:
         operator.execute_complete(context, event("Approve", reason=" "))
     assert not isinstance(caught.value, AirflowFailException)  # tried again, which asks again
-    assert operator.execute_complete(context, event("Reject", reason=""))["chosen_options"] == ["Reject"]
+    assert rejected(operator, context, event("Reject", reason=""))["chosen_options"] == ["Reject"]
     timed_out = event("Reject", reason="") | {"timedout": True, "responded_by_user": None}
-    assert operator.execute_complete(context, timed_out)["chosen_options"] == ["Reject"]
+    assert rejected(operator, context, timed_out)["responded_by_user"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """A note reaches each channel once; what a channel answers decides whether a retry makes sense. No secret is in a text."""
 
 import json
+import re
 import socketserver
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -21,7 +23,8 @@ NOTE = {
     "index_version": 4, "approved_by": "ada", "reason": "better <!channel> & more", "restores": None,
     "evidence_uri": "s3://b/releases/e", "text": "Grüße",
 }  # fmt: skip
-NEWS = News("Release 3 is live", "# Release 3\n\nGrüße\n.\nend\n", NOTE)
+NEWS = News("Release 3 is live", "# Release 3\n\nGrüße\n.\nend\n", NOTE, "s3://b/runs/promote_release/r")
+SECRET = "hunter7"  # by a name, so that the lines of source in a traceback do not hold it
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u:p@127.0.0.1/m", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
 
 
@@ -33,11 +36,27 @@ class Hook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.path, dict(self.headers), body))
-        self.send_response(int(self.path.strip("/").split("-")[0]))
+        status = int(self.path.strip("/").split("-")[0])
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/200-elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, dict(self.headers), {}))
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+
+class Garbage(socketserver.StreamRequestHandler):
+    """Speaks something else than HTTP."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"what do you want?\r\n\r\n")
 
 
 class Mail(socketserver.StreamRequestHandler):
@@ -112,7 +131,19 @@ def context(store: Store, **values: str) -> Any:
 def test_a_note_arrives_with_a_key_against_doubles(hook: str) -> None:
     assert send_all(context(Store(), webhook=f"{hook}/200"), NEWS) == {"sent": ["webhook"], "sent_before": []}
     _path, headers, body = Hook.seen[0]
-    assert body == NOTE and headers["Idempotency-Key"] == "millrace-release-3"
+    assert body == NOTE and headers["Idempotency-Key"] == NEWS.key
+
+
+def test_a_key_is_of_one_release_of_one_installation() -> None:
+    """Every installation counts its releases from 1, and a receiver may hear of several."""
+    assert NEWS.key == News("again", "tried again", NOTE, NEWS.run).key
+    others = [
+        News(NEWS.title, NEWS.text, NOTE | {"model_name": "another"}, NEWS.run),
+        News(NEWS.title, NEWS.text, NOTE, "s3://another/runs/promote_release/r"),
+        News(NEWS.title, NEWS.text, NOTE | {"release": 4}, NEWS.run),
+    ]
+    assert len({NEWS.key, *(other.key for other in others)}) == 4
+    assert re.fullmatch(r"millrace-release-3-[0-9a-f]{16}", NEWS.key)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +164,39 @@ def test_no_answer_is_tried_again_and_no_address_is_refused() -> None:
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_no_receipt(hook: str, status: int) -> None:
+    """urllib would ask the other place by GET, without the note, and take its 200 for an answer."""
+    with pytest.raises(SettingsError, match=f"{status}.*MILLRACE_ANNOUNCE_WEBHOOK") as raised:
+        send_all(context(Store(), webhook=f"{hook}/{status}-{SECRET}"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == [f"/{status}-{SECRET}"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_answer_that_is_no_http_stops_nobody_and_tells_no_secret(hook: str) -> None:
+    for port in serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Garbage)):
+        with pytest.raises(ServiceUnavailable, match="webhook: .*BadStatusLine") as raised:
+            send_all(context(Store(), webhook=f"http://127.0.0.1:{port}/{SECRET}", slack=f"{hook}/200"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == ["/200"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://127.0.0.1:port/{SECRET}",
+        f"http://127.0.0.1/{SECRET} a",
+        f"http://[/{SECRET}",
+        f"http://127.0.0.1/{SECRET}é",
+    ],
+)
+def test_an_address_that_is_none_stops_nobody_and_tells_no_secret(hook: str, address: str) -> None:
+    with pytest.raises(SettingsError, match="webhook: .*MILLRACE_ANNOUNCE_WEBHOOK") as raised:
+        send_all(context(Store(), webhook=address, slack=f"{hook}/200"), NEWS)
+    assert [path for path, _headers, _body in Hook.seen] == ["/200"]
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
 def test_slack_gets_blocks_in_which_a_reason_commands_nothing() -> None:
     body = blocks(NEWS)
     assert body["text"] == "Release 3 is live"
@@ -141,7 +205,7 @@ def test_slack_gets_blocks_in_which_a_reason_commands_nothing() -> None:
     assert section.startswith(
         "m version 7 with index version 4 is live.\nApproved by ada: better &lt;!channel&gt; &amp;"
     )
-    long = News("t" * 200, "x", NOTE | {"reason": "r" * 5000, "kind": "rollback"})
+    long = News("t" * 200, "x", NOTE | {"reason": "r" * 5000, "kind": "rollback"}, "")
     assert len(blocks(long)["blocks"][1]["text"]["text"]) <= 3000
     assert len(blocks(long)["blocks"][0]["text"]["text"]) == 150
     assert "Rolled back by ada" in blocks(long)["blocks"][1]["text"]["text"]
@@ -179,7 +243,7 @@ def test_a_mail_is_whole(mail: dict[str, str]) -> None:
     send_all(context(Store(), **mail, mail_to="one@example.org"), NEWS)
     message = email.message_from_string(Mail.taken[0][1], policy=email.policy.default)
     assert (message["Subject"], message["From"]) == ("Release 3 is live", "millrace@example.org")
-    assert message["Message-ID"] == "<millrace-release-3@millrace.invalid>"
+    assert message["Message-ID"] == f"<{NEWS.key}@millrace.invalid>"
     assert "Grüße" in message.get_content()
 
 

@@ -12,7 +12,7 @@ from tasks.contracts import Artifact, Manifest, digest
 from tasks.database import connect
 from tasks.errors import DataError, OptionError, ReleaseError
 from tasks.release import evidence, ledger, lineage_tool
-from tasks.release.lineage import Examples
+from tasks.release.lineage_rows import Examples
 from tasks.release.lineage_tool import lineage, outline
 
 HOSTILE = "guides/b\x1b[31m.md"
@@ -163,6 +163,21 @@ def test_lineage_walks_to_the_documents_and_back(house: Any, capsys: pytest.Capt
         assert back["not_followed"] == []
     assert lineage(house.settings, HOSTILE)["erased"][0]["requested_by"] == "x"
 
+    # What the walk back prints can be asked for: a version that was never released, and a dataset.
+    never = lineage(house.settings, f"{name}/2", rows=True)
+    assert never["model"] == {"name": name, "version": "2", "released": False, "dataset_sha256": sha256}
+    assert never["examples"]["by_origin"] == {"corpus": 3, "curated": 2, "feedback": 2}
+    assert "its tag `manifest` names none" in "\n".join(never["not_followed"])
+    through = lineage(house.settings, f"dataset:{sha256}", rows=True)
+    assert through["examples"] == never["examples"] and through["dataset"]["files"][0]["rows"] in (1, 6)
+    assert [(one["version"], one["released"]) for one in through["models"]] == [("1", True), ("2", False)]
+    assert [(one["release"], one["through"]) for one in through["releases"]] == [(1, ["training"])]
+    assert lineage_tool.main([f"dataset:{sha256}"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    for wrong in ("dataset:7", f"dataset:{'0' * 64}", f"{name}/9"):
+        with pytest.raises(DataError, match="expected"):
+            lineage(house.settings, wrong)
+
     # What is gone is said.
     house.storage.delete_prefix(f"s3://{house.settings.s3_bucket}/datasets/{sha256}/train.jsonl")
     with connect(house.url) as connection:
@@ -182,3 +197,17 @@ def test_lineage_walks_to_the_documents_and_back(house: Any, capsys: pytest.Capt
         lineage(house.settings, "nowhere.md")
     with pytest.raises(ReleaseError, match="1 to 1"):
         lineage(house.settings, "release:2")
+
+
+@pytest.mark.integration
+def test_a_candidate_leads_to_its_runs_and_rows(house: Any) -> None:
+    register = house.candidate(b"one")
+    subject = f"{house.settings.model_name}/1"
+    found = lineage(house.settings, subject)
+    assert [one["stage"] for one in found["runs"]] == ["validate_dataset", "train", "evaluate", "gate", "register"]
+    assert {one["run"] for one in found["runs"]} == {register.run} and found["not_followed"] == []
+    assert [(one["side"], one["rows"]) for one in found["dataset"]["files"]] == [("train", 1), ("held_out", 1)]
+    assert (found["model"]["recipe"], found["model"]["released"]) == ("test", False)
+    house.storage.delete_prefix(f"{register.run}/")  # as housekeeping does
+    told = "\n".join(lineage(house.settings, subject)["not_followed"])
+    assert f"{register.run}/train: no manifest any more" in told and "no manifest says their digests" in told

@@ -79,6 +79,13 @@ def test_a_row_says_what_when_who_why_and_by_which_evidence() -> None:
     assert "worse answers" in why and "ffffffffffffffff" in evidence and "adapter aaaaaaaa" in evidence
 
 
+def test_what_mlflow_cannot_show_is_told() -> None:
+    row = Row(release(), False, False, Standing("whole"), "expected version 1, found none")
+    assert table([row])[1].split()[-2:] == ["lost", "whole"]
+    assert "  MLflow: cannot show it: expected version 1, found none" in page(row)
+    assert document(row)["mirror_problem"] == "expected version 1, found none" and document(row)["mirrored"] is False
+
+
 def test_a_page_holds_every_place_whole_and_the_prompt_line_by_line() -> None:
     lines = page(Row(release(), False, True, Standing("unknown", ("S3 is away",))))
     assert "    " + release().evidence_uri in lines and "    " + release().run in lines

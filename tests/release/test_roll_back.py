@@ -2,11 +2,14 @@
 
 import getpass
 import json
+import threading
 import uuid
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tasks.database import connect
 from tasks.errors import OptionError, PartGone, ReleaseError
@@ -57,6 +60,7 @@ def test_the_way_back_by_command(
     assert (
         f"release 3 is live: it restores release 1 (model {house.settings.model_name} 1, index version {old})" in said
     )
+    assert "announced nowhere: no channel is set" in said
     assert alias(house) == {"champion": "1"}
     with connect(house.url) as connection:
         now = ledger.live(connection)
@@ -79,12 +83,52 @@ def test_the_way_back_by_command(
             rollback_tool.main(wrong)
 
     # With MLflow away the release stands, and the next start of a release stage shows it there.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MILLRACE_MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    # It is asked only once the row stands, and only once.
+    asked: list[int] = []
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with connect(house.url) as connection:
+                now = ledger.live(connection)
+            asked.append(now.release if now else 0)
+            self.send_error(503)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Failing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MILLRACE_MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    process_settings.cache_clear()
+    # Nor does a channel that is away: the note can be sent again.
+    monkeypatch.setenv("MILLRACE_ANNOUNCE_WEBHOOK", "http://127.0.0.1:9/hunter7")
     process_settings.cache_clear()
     capsys.readouterr()
     assert back(2, "--by", "Grace") == 0
-    assert "MLflow does not show it yet" in capsys.readouterr().out
+    server.shutdown()
+    server.server_close()
+    assert asked == [4]
+    said = capsys.readouterr().out
+    assert "MLflow does not show it yet" in said
+    assert "warning: not announced everywhere" in said and "webhook" in said and "hunter7" not in said
+    again = said.partition("Again: python -m tasks announce_rollback --run ")[2].split()[0]
+    told: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    hook = HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=hook.serve_forever, daemon=True).start()
+    heard = house.with_settings(announce_webhook=SecretStr(f"http://127.0.0.1:{hook.server_port}/"))
+    assert rollback_tool.announce(heard.settings, again) == "announced to webhook"
+    hook.shutdown()
+    hook.server_close()
+    assert [(note["kind"], note["restores"], note["approved_by"]) for note in told] == [("rollback", 2, "Grace")]
     assert alias(house) == {"champion": "1"}
     assert [row.mirrored for row in releases_tool.read(house.settings)] == [False, True, True, True]
     assert mirror.reconcile_mirrors(house.settings).mirrored == (4,)

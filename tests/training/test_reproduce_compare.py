@@ -1,23 +1,30 @@
 """Without a training: what may differ between two of them, how far apart their losses may be, and the command."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tasks.errors import OptionError, RecipeError, ReproductionError
+from tasks import models
+from tasks.contracts import Artifact, Manifest
+from tasks.errors import OptionError, RecipeError, ReproductionError, ServiceUnavailable
+from tasks.release.weights import trained
 from tasks.storage import Storage
-from tasks.training import made_with, reproduce
+from tasks.training import made_with, reproduce, reproduce_checks
 from tasks.training.recipes import load_recipe, names
 from tasks.training.reproduce_compare import (
     OTHER,
     OTHER_RANKS,
     SAME,
     Comparison,
+    compare,
     metric,
     require_own,
     tolerance,
     unlike,
 )
+from tasks.training.reproduce_original import Original
 
 MADE = {"code_revision": "a" * 40, "packages": {"torch": "2.13.0"}, "hardware": "x86_64 one"}
 FACTS: dict[str, Any] = {"ranks": 2, "training_fingerprint": "f", "made_with": MADE}
@@ -29,7 +36,6 @@ FACTS: dict[str, Any] = {"ranks": 2, "training_fingerprint": "f", "made_with": M
         ("cpu", {}, [], SAME),
         ("cpu", {"made_with": MADE | {"code_revision": "b"}}, [], SAME),
         ("cpu", {"ranks": 4}, ["ranks"], OTHER_RANKS),
-        ("cpu", {"training_fingerprint": "g"}, ["training_fingerprint"], OTHER),
         ("cpu", {"made_with": MADE | {"hardware": "arm64"}}, ["hardware"], OTHER),
         ("cpu", {"made_with": MADE | {"packages": {"torch": "2.14.0"}}}, ["packages"], OTHER),
         ("cpu", {"ranks": 4, "made_with": MADE | {"hardware": "arm64"}}, ["ranks", "hardware"], OTHER),
@@ -80,6 +86,97 @@ def test_a_figure_that_is_not_there_is_no_comparison() -> None:
 def test_the_original_does_not_reproduce_itself(facts: dict[str, Any], uri: str) -> None:
     with pytest.raises(ReproductionError, match="--reproduces 3"):
         require_own("s3://b/runs/r/1", 3, facts, uri)
+
+
+RUN = "s3://b/runs/reproduce/1"
+
+
+class Kept:
+    """A storage with one reproduction: its manifests, and the recipes by their places."""
+
+    def __init__(self, manifests: dict[str, Manifest], recipes: dict[str, Any]) -> None:
+        self.manifests, self.recipes = manifests, recipes
+
+    def require_manifest(self, _run: str, stage: str) -> Manifest:
+        return self.manifests[stage]
+
+    def get_json(self, artifact: Artifact) -> Any:
+        return self.recipes[artifact.uri]
+
+
+def manifest(stage: str, run: str, **fields: Any) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        stage=stage, run=run, status="complete", fingerprint="f", code_revision="c", host="h", started_at=now, ended_at=now,
+        **fields,
+    )  # fmt: skip
+
+
+def training(run: str, folder: str, **facts: Any) -> Manifest:
+    files = {
+        f"adapter/{name}": Artifact(uri=f"{folder}/adapter/{name}", sha256="1" * 64, bytes=1)
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    }
+    files["recipe"] = Artifact(uri=f"{run}/recipe.json", sha256="2" * 64, bytes=1)
+    known = FACTS | {"adapter_uri": f"{folder}/adapter", "dataset_sha256": "d", "base_revision": "b"}
+    return manifest("train", run, outputs=files, facts=known | facts)
+
+
+def compared(changes: dict[str, dict[str, Any]], **facts: Any) -> Comparison:
+    """Compare a reproduction with its release, where its recipe has these changes and its training these facts."""
+    held_out = Artifact(uri="s3://b/datasets/d/held_out.jsonl", sha256="3" * 64, bytes=1)
+    original = training("s3://b/runs/fine_tune/1", "s3://b/models/f")
+    again = training(RUN, f"{RUN}/train/reproduction", **({"reproduces": 3} | facts))
+    losses = {"candidate_loss": 2.0, "base_loss": 3.0}
+    told = {"weights_sha256": trained(again).sha256, "held_out_sha256": held_out.sha256}
+    recipe = load_recipe("smoke_cpu").model_dump(mode="json")
+    changed = {part: recipe[part] | changes[part] if part in changes else recipe[part] for part in recipe}
+    kept = Kept(
+        {"train": again, "evaluate": manifest("evaluate", RUN, metrics=losses, facts=told)},
+        {"s3://b/runs/fine_tune/1/recipe.json": recipe, f"{RUN}/recipe.json": changed},
+    )
+    dataset = manifest("validate_dataset", "s3://b", outputs={"held_out": held_out}, facts={"dataset_sha256": "d"})
+    then = Original(
+        SimpleNamespace(release=3),
+        dataset,
+        original,
+        manifest("evaluate", "s3://b", metrics=losses),
+        trained(original),  # type: ignore[arg-type]
+    )
+    return compare(kept, RUN, then)  # type: ignore[arg-type]
+
+
+def test_the_same_recipe_is_compared_whoever_shared_the_work() -> None:
+    assert compared({}).tolerance == SAME
+    assert compared({"distribution": {"ranks": 4}, "checkpoints": {"keep": 7}}, ranks=4).tolerance == OTHER_RANKS
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "named"),
+    [
+        ({"optimisation": {"seed": 1}}, {}, r"optimisation\.seed"),
+        ({"optimisation": {"learning_rate": 0.5}}, {}, r"optimisation\.learning_rate"),
+        ({"evaluation": {"review_margin": 0.9}}, {}, r"evaluation\.review_margin"),
+        ({}, {"training_fingerprint": "g"}, "inputs of training f, found g"),
+    ],
+)
+def test_another_recipe_or_seed_reproduces_nothing(
+    changes: dict[str, dict[str, Any]], facts: dict[str, Any], named: str
+) -> None:
+    """Whatever its loss: it is the very same here."""
+    with pytest.raises(ReproductionError, match=named):
+        compared(changes, **facts)
+
+
+def test_an_outage_is_not_a_base_model_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> Any:
+        raise ServiceUnavailable("expected S3 to answer, found nothing. Next: retry.")
+
+    monkeypatch.setattr(models, "fetch", away)
+    facts = {"base_model": "s3://b/base", "base_revision": "b"}
+    original = SimpleNamespace(train=SimpleNamespace(facts=facts))
+    with pytest.raises(ServiceUnavailable):
+        reproduce_checks.base_model(SimpleNamespace(cache_dir=None), None, original)  # type: ignore[arg-type]
 
 
 def test_every_recipe_comes_back_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
