@@ -51,7 +51,7 @@ CHOSEN = "ti.xcom_pull(task_ids='choose')"
             description="Number of the release to restore. Empty: choose it from the list, under Required Actions.",
         ),
         "reason": Param(
-            None, type=["null", "string"], minLength=3, title="Reason",
+            None, type=["null", "string"], minLength=3, maxLength=2000, title="Reason",
             description="Why; kept in the ledger. With a number it is required, else it may be given with the choice.",
         ),
     },
