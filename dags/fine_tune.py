@@ -5,8 +5,7 @@
 Builds a dataset from curated examples, accepted feedback and the corpus (mixed by the recipe), freezes it by its digest,
 reports its tokens and what the training will cost before a GPU is asked for, fine-tunes the base model with DeepSpeed, scores
 base, candidate and champion on the same held-out rows, and lets a gate decide. A candidate with the verdict `promote` or
-`review` is registered in MLflow; with `review` only a person releases it. The same inputs again train 0 steps and say so.
-First of all, `preflight` checks the services and models that it needs.
+`review` is registered in MLflow; with `review` only a person releases it. The same inputs again train 0 steps. `preflight` comes first.
 
 **Parameters**
 
