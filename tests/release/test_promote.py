@@ -218,7 +218,8 @@ def test_a_proposal_made_before_another_release_is_stale(house: Any) -> None:
     waiting, two = house.run("promote_release"), house.candidate(b"two", champion=1)
     house.stage("propose", waiting, candidate=two.uri)
     house.index()
-    house.promote(approved_by="")  # the nightly index, by policy
+    switched = house.stage(Stage("switch_index", StageOptions, lambda *_: StageResult()), house.run("sync_knowledge"))
+    assert house.promote(index=switched.uri, approved_by="").facts["release"] == 2  # the nightly index, by policy
     with pytest.raises(ReleaseError, match="release 1 to be live still"):
         house.stage("promote", waiting, approved_by="Ada", reason="better")
     assert getattr(live(house), "model_version", None) == "1"
