@@ -4,8 +4,8 @@
 
 Builds a dataset from curated examples, accepted feedback and the corpus (mixed by the recipe), freezes it by its digest,
 reports its tokens and what the training will cost before a GPU is asked for, fine-tunes the base model with DeepSpeed, scores
-base, candidate and champion on the same held-out rows, and lets a gate decide. A passed candidate is registered in
-MLflow. The same inputs again train 0 steps and say so. First of all, `preflight` checks the services and models that it needs.
+base, candidate and champion on the same held-out rows, and lets a gate decide. A candidate with the verdict `promote` or
+`review` is registered in MLflow; with `review` only a person releases it. The same inputs again train 0 steps. `preflight` comes first.
 
 **Parameters**
 
@@ -22,7 +22,7 @@ In: none (by hand, or by `watch_drift`). Out: `candidate_model`, if the gate let
 
 **When it fails**
 
-A gate that says no is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in the
+A gate that says `hold` is a result, not a failure: `gate` and `register` are skipped, the run succeeds, and the reason is in the
 XCom and manifest of `gate`. The run fails for what has to be mended first (`preflight`), for rejected data (`validate_dataset`: no
 good row left on one side, or too many training rows that occur among held-out rows or golden questions), for what cannot be trained
 (`plan_training`: too many rows cut short, a recipe that does not fit the model or the GPUs), for a GPU with too little memory, and
@@ -81,7 +81,7 @@ def fine_tune():
     planned = stage("plan_training", gpus_per_node=gpus, node_count=nodes, **what)
     trained = stage("train", gpus=gpus, nodes=nodes, retries=4, timeout=timedelta(hours=48), **what)
     evaluated = stage("evaluate", gpus=fact("plan_training", "evaluation_gpus"), timeout=timedelta(hours=6))
-    gated = stage("gate", on_refusal="skip")
+    gated = stage("gate", on_refusal="skip")  # `promote` and `review` go on, `hold` is refused
     # Dangerous edge: registering makes the model a candidate for release. No path leads here around the gate.
     registered = stage("register", outlets=[CANDIDATE_MODEL])
     chain(stage("preflight"), built, validated, planned, trained, evaluated, gated, registered)

@@ -6,7 +6,8 @@ Bundles what would go live (model, index version, prompt, evidence) into a propo
 wants one, verifies every byte again, writes one row into the ledger of releases, and mirrors it into MLflow.
 The assistant picks the new release up within seconds. A change of model needs a person; a refreshed index is
 approved by policy unless `MILLRACE_APPROVAL` is `always`. Who may approve is `MILLRACE_APPROVERS`; models of the corpora in
-`MILLRACE_AUTO_PROMOTE` are released by their verdict alone.
+`MILLRACE_AUTO_PROMOTE` are released by their verdict alone. A verdict `review`, a prompt or index other than the measured ones,
+and what was rolled back before always need a person.
 
 **Parameters**
 
@@ -24,7 +25,8 @@ In: `candidate_model` or `knowledge_index`. Out: `release`.
 Nothing to release (the candidate is live already; an index without any released model) and a rejected or unanswered
 proposal (`MILLRACE_APPROVAL_HOURS`) skip the rest: the run succeeds, and the live release stays. It fails when bytes differ
 from their manifests, the verdict does not belong to them, or the answer is old, of another proposal, or of somebody who may
-not; nothing is released then. Clearing `promote` is safe: it is idempotent by run.
+not, or when another candidate stands where the approved one was; nothing is released then. Clearing `promote` is safe: it is
+idempotent by run.
 """
 
 from datetime import timedelta

@@ -19,10 +19,11 @@ In: none (by hand only). Out: `release`.
 
 **When it fails**
 
-It fails when there is no release of that number, when it is live already, or when a part of it is gone (housekeeping keeps
-the last releases); the live release stays then. With no answer within an hour, or Cancel, it ends as a success that changed
-nothing. Who chose, or else who triggered the run, is recorded as the one who approved it. A note that nobody took fails the
-run after the rollback: the earlier release answers, and clearing `announce_rollback` tells the others.
+It fails when there is no release of that number, when it is live already, when the run restored another one before, or when a
+part of it is gone (housekeeping keeps the last releases); the live release stays then. With no answer within an hour, or
+Cancel, it ends as a success that changed nothing. Who chose, or else who triggered the run, is recorded as the one who
+approved it. A note that nobody took fails the run after the rollback: the earlier release answers, and clearing
+`announce_rollback` tells the others.
 """
 
 from datetime import timedelta
@@ -51,7 +52,7 @@ CHOSEN = "ti.xcom_pull(task_ids='choose')"
             description="Number of the release to restore. Empty: choose it from the list, under Required Actions.",
         ),
         "reason": Param(
-            None, type=["null", "string"], minLength=3, title="Reason",
+            None, type=["null", "string"], minLength=3, maxLength=2000, title="Reason",
             description="Why; kept in the ledger. With a number it is required, else it may be given with the choice.",
         ),
     },

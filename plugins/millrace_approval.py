@@ -33,7 +33,9 @@ class ReleaseApproval(ApprovalOperator):
             body=f"{{{{ {facts}['body'] }}}}",
             defaults=self.REJECT,
             # A plain string without a value is a required field: the form's buttons stay grey until it is filled.
-            params={"reason": Param("", type="string", title="Reason", description="Kept with the release.")},
+            params={
+                "reason": Param("", type="string", maxLength=2000, title="Reason", description="Kept with the release.")
+            },
             **kwargs,
         )
         self.proposal = proposal

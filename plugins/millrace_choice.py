@@ -84,7 +84,8 @@ class ReleaseChoice(HITLOperator):
                     enum=["", *choices], values_display={"": "choose one", **choices}, source="task",
                 ),
                 "reason": Param(
-                    reason, type="string", title="Reason", description="Why; kept in the ledger.", source="task"
+                    reason, type="string", maxLength=2000, title="Reason", description="Why; kept in the ledger.",
+                    source="task",
                 ),
             }
         )  # fmt: skip

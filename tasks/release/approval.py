@@ -1,30 +1,37 @@
 """Whether a release needs a person, who that may be, and whether the answer that was given counts.
 
 Reads the settings, `corpora.yaml` where MILLRACE_AUTO_PROMOTE names corpora, and the manifest of `propose`. Writes
-nothing. `propose` puts these rules into its facts, by which Airflow asks; `promote` believes none of it and calls
-`refusal` again. Fails with `ApprovalError` (`ApprovalExpired`, `ApprovalReused`) where an answer does not count, and
-with `SettingsError` where a setting names nobody or no corpus.
+nothing. `propose` puts these rules into its facts, by which Airflow asks; `promote` believes none of it, works out again
+what changes (`tasks.release.change`), and calls `refusal`. Fails with `ApprovalError` (`ApprovalExpired`,
+`ApprovalReused`) where an answer does not count, and with `SettingsError` where a setting names nobody or no corpus.
 """
 
 import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from pydantic import Field
+
 from tasks.contracts import Manifest
 from tasks.errors import ApprovalError, ApprovalExpired, ApprovalReused, SettingsError, nearest
 from tasks.knowledge.corpora import DEFAULT, load_corpora
+from tasks.release.change import Change
 from tasks.settings import Settings
 from tasks.stage import StageOptions
 
 POLICY = "policy"  # in whose name Airflow answers where no person is needed
 _SKEW = timedelta(minutes=5)
+REASON, NAME = (
+    2_000,
+    200,
+)  # characters: both stand in manifests' references, which have a limit, and in the ledger for ever
 
 
 class Answer(StageOptions):
     """Who approved, and why. Airflow adds when, and the digest of what it showed; at a shell both are left out."""
 
-    approved_by: str = ""
-    reason: str = ""
+    approved_by: str = Field(default="", max_length=NAME)
+    reason: str = Field(default="", max_length=REASON)
     answered_at: str = ""
     proposal_sha256: str = ""
 
@@ -56,14 +63,14 @@ def auto_promoted(settings: Settings) -> frozenset[str]:
     return named
 
 
-def needs_person(settings: Settings, *, model: bool, prompt_changed: bool, corpus: str) -> bool:
-    """Return whether a person must approve: each release by the setting, a prompt (no verdict is about it), and a model
-    unless its corpus is named. Whether the verdict is `promote` is no question here: nothing else is ever proposed.
+def needs_person(settings: Settings, change: Change) -> bool:
+    """Return whether a person must approve: each release by the setting, a prompt (no verdict is about it), whatever there
+    is a doubt about, and a model unless its corpus is named.
     """
     named = auto_promoted(settings)  # also where it decides nothing: a wrong name is told at once
-    if settings.approval == "always" or prompt_changed:
+    if settings.approval == "always" or change.prompt_changed or change.doubts:
         return True
-    return model and corpus not in named
+    return change.model and change.corpus not in named
 
 
 def policy_words(settings: Settings, corpus: str) -> str:
@@ -77,41 +84,52 @@ def terms(settings: Settings) -> str:
     return f"May approve: {people}. No answer within {settings.approval_hours:g} hours is a no. A reason is required."
 
 
-def shown(proposal: Manifest) -> str:
-    """Return what names a proposal in an answer: the digest of its manifest."""
-    return hashlib.sha256(proposal.to_bytes()).hexdigest()
+def shown(manifest: Manifest) -> str:
+    """Return what names a proposal in an answer, and a candidate in a proposal: the digest of its manifest."""
+    return hashlib.sha256(manifest.to_bytes()).hexdigest()
 
 
-def refusal(settings: Settings, proposal: Manifest, answer: Answer, now: datetime | None = None) -> str | None:
-    """Return why this proposal waits for a person still, or None where it is approved. Raises ApprovalError."""
-    facts, by = proposal.facts, answer.approved_by.strip()
-    _require_origin(settings, proposal, answer, now or datetime.now(UTC))
-    # Worked out again from what changes, so that a proposal of another hand cannot skip the person.
-    needed = bool(facts.get("needs_approval", True)) or needs_person(
-        settings,
-        model=bool(facts["candidate"]),
-        prompt_changed=bool(facts["prompt_changed"]),
-        corpus=str(facts.get("corpus", "")),
-    )
+def refusal(
+    settings: Settings, proposal: Manifest, answer: Answer, change: Change, now: datetime | None = None
+) -> str | None:
+    """Return why this proposal waits for a person still, or None where it is approved. Raises ApprovalError.
+
+    `change` is what the parts say, not the proposal: one of another hand cannot skip the person.
+    """
+    by = answer.approved_by.strip()
+    require_origin(settings, proposal, answer, now)
+    needed = bool(proposal.facts.get("needs_approval", True)) or needs_person(settings, change)
     if not needed:
         return None
     if by in {"", POLICY}:
-        return f"expected a person's approval of {facts['subject']!r}, found none: approve it in Airflow, or give --approved-by"
+        return f"expected a person's approval of {proposal.facts['subject']!r}, found none: approve it in Airflow, or give --approved-by"
     allowed = [person["name"] for person in approvers(settings)]
     if allowed and by not in allowed:
         raise ApprovalError(
             f"expected the approval of {', '.join(allowed)} (MILLRACE_APPROVERS), found that of {by}. "
             "Next: trigger promote_release again, and let one of them answer."
         )
-    if answer.answered_at and not answer.reason.strip():
-        raise ApprovalError("expected a reason with the approval, found none. Next: clear approve; it asks again.")
+    if not answer.reason.strip():
+        raise ApprovalError(
+            "expected a reason with the approval, found none. Next: clear approve, it asks again; at a shell give --reason."
+        )
     return None
 
 
-def _require_origin(settings: Settings, proposal: Manifest, answer: Answer, now: datetime) -> None:
-    """An answer from Airflow carries when it was given and to what; one half of that is as bad as a wrong one."""
+def require_origin(settings: Settings, proposal: Manifest, answer: Answer, now: datetime | None = None) -> None:
+    """Prove that the answer was given to this proposal, in time. Raises ApprovalError.
+
+    An answer from Airflow carries when it was given and to what; one half of that is as bad as a wrong one.
+    """
+    now = now or datetime.now(UTC)
     if not answer.answered_at and not answer.proposal_sha256:
-        return  # given now, at a shell, by somebody who may write to the ledger anyway
+        # Given now, at a shell, by somebody who may write to the ledger anyway: to what was proposed lately.
+        if now - proposal.ended_at > timedelta(hours=settings.approval_hours):
+            raise ApprovalExpired(
+                f"expected a proposal of the last {settings.approval_hours:g} hours, found one of {proposal.ended_at}. "
+                "Next: trigger promote_release again."
+            )
+        return
     try:
         answered = datetime.fromisoformat(answer.answered_at)
         age = now - answered

@@ -3,7 +3,6 @@
 Pure: reads and writes nothing. Airflow shows the text in its approval form, and `announce` repeats it.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from tasks.contracts import Manifest
 from tasks.knowledge.index_tables import Version
 from tasks.release import judged
+from tasks.release.change import Change, prompt_digest, short
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
 
@@ -27,6 +27,7 @@ class Proposal:
     register: Manifest | None
     evidence: Evidence | None
     prompt: str
+    change: Change
     earlier: Release | None
     """The newest release that had these very weights, when there was one: it was replaced or rolled back."""
     shadow: str = ""
@@ -40,23 +41,33 @@ class Proposal:
         return "model" if self.register is not None else "index"
 
     @property
-    def prompt_changed(self) -> bool:
-        """Whether the prompt differs from the live release's."""
-        return self.live is not None and self.live.prompt_sha256 != hashlib.sha256(self.prompt.encode()).hexdigest()
-
-    @property
     def subject(self) -> str:
         """One line: what the release is."""
         if self.register is not None:
             facts = self.register.facts
-            return f"Release {facts['model_name']} version {facts['model_version']} with index version {self.index.version}"
-        return f"Release index version {self.index.version}" + (" and a new prompt" if self.prompt_changed else "")
+            word = f" (verdict: {self.word})" if self.word != "promote" else ""
+            return f"Release {facts['model_name']} version {facts['model_version']} with index version {self.index.version}{word}"
+        return f"Release index version {self.index.version}" + (
+            " and a new prompt" if self.change.prompt_changed else ""
+        )
+
+    @property
+    def word(self) -> str:
+        """The gate's verdict; empty where the model stays."""
+        return str(self.evidence.gate.facts["verdict"]) if self.evidence else ""
 
 
 def markdown(proposal: Proposal, mlflow_uri: str, terms: str = "") -> str:
     """Return the text for the approval form; `terms` says who may answer, and until when."""
     live = proposal.live
     lines = [f"**{proposal.subject}.** " + _against(live), ""]
+    if proposal.change.doubts:
+        lines += [
+            "**A person decides, whatever the settings say:**",
+            "",
+            *(f"- {one}" for one in proposal.change.doubts),
+            "",
+        ]
     if proposal.earlier is not None:
         lines += [_seen_before(proposal.earlier), ""]
     lines += [
@@ -85,7 +96,7 @@ def _against(live: Release | None) -> str:
 def _seen_before(earlier: Release) -> str:
     return (
         f"**Note:** this {'model' if earlier.adapter_sha256 is None else 'adapter'} was live before, in release "
-        f"{earlier.release} ({earlier.kind}: {earlier.reason or 'no reason given'}). It was replaced or rolled back since."
+        f"{earlier.release} ({earlier.kind}: {short(earlier.reason) or 'no reason given'}). It was replaced or rolled back since."
     )
 
 
@@ -106,7 +117,7 @@ def _rows(proposal: Proposal) -> list[tuple[str, str, str]]:
             "adapter": _adapter(facts["adapter_sha256"]),
             "dataset": facts["dataset_sha256"][:_SHORT],
         }
-    prompt = hashlib.sha256(proposal.prompt.encode()).hexdigest()
+    prompt = prompt_digest(proposal.prompt)
     pairs = [
         ("model version", old["model"], new["model"]),
         ("base model", old["base"], new["base"]),

@@ -65,7 +65,7 @@ def _use(facts: CardFacts) -> list[str]:
     method = _METHODS.get(str(facts.recipe.get("method")), UNKNOWN)
     return [
         "Answering questions in the assistant of this installation: with its retrieval, its prompt and its guardrails, "
-        "in a release that a person approved. That is what the figures below were measured for.",
+        "once it is released. That is what the figures below were measured for.",
         "",
         f"- corpus it answers about: {code(built.get('corpus'))}",
         f"- trained by: {method} ({code(facts.recipe.get('description'))})",

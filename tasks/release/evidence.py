@@ -1,7 +1,8 @@
 """What a release rests on: the manifests of the fine-tune behind it, and the bytes they name.
 
-`load` reads the four stages of a fine-tune and proves that the verdict is `promote` and is about
-exactly these trained bytes (`tasks.release.weights`) and this held-out set (DESIGN.md, principle 3: this is called by `register`
+`load` reads the four stages of a fine-tune and proves that the verdict is `promote` or `review` (which a person decides:
+`tasks.release.change`) and is about exactly
+these trained bytes (`tasks.release.weights`) and this held-out set (DESIGN.md, principle 3: this is called by `register`
 and again by `promote`). `keep` writes all of it as one file below `s3://BUCKET/releases/`, because run
 folders are retired and a release must stay restorable. Fails with `ReleaseError` when the evidence does
 not hold, and with `ManifestError` when bytes are missing or differ.
@@ -19,6 +20,7 @@ from tasks.release.weights import KINDS, Weights, claimed, in_folder, trained
 from tasks.storage import Storage
 
 FORMAT = "millrace.evidence/1"
+LETS_ON = ("promote", "review")
 _STAGES = ("validate_dataset", "train", "evaluate", "gate")
 
 
@@ -50,10 +52,10 @@ def load(storage: Storage, run: str) -> Evidence:
 
 
 def check(evidence: Evidence) -> None:
-    """Prove that the verdict is `promote` and is about these bytes. Raises ReleaseError."""
+    """Prove that the verdict lets a candidate go on and is about these bytes. Raises ReleaseError."""
     gate, train, evaluate = evidence.gate, evidence.train, evidence.evaluate
-    if gate.status != "complete" or gate.facts.get("verdict") != "promote":
-        raise _broken("the verdict 'promote'", repr(gate.facts.get("verdict")), gate)
+    if gate.status != "complete" or gate.facts.get("verdict") not in LETS_ON:
+        raise _broken("the verdict 'promote' or 'review'", repr(gate.facts.get("verdict")), gate)
     if (done_again := train.facts.get("reproduces")) is not None:
         raise _broken("a training of a candidate", f"the training of release {done_again} done again", train)
     weights = evidence.weights
@@ -65,8 +67,7 @@ def check(evidence: Evidence) -> None:
     for manifest in (evaluate, gate):
         if manifest.facts.get("held_out_sha256") != held_out:
             raise _broken(f"held-out rows {held_out}", str(manifest.facts.get("held_out_sha256")), manifest)
-    if gate.facts.get("sets") != (sets := evaluate.facts.get("sets")):
-        raise _broken(f"evaluation sets {sets}", str(gate.facts.get("sets")), gate)
+    _require_sets(evidence, held_out)
     if evaluate.facts.get("output_changed") is not True:
         raise _broken("weights that change the model's output", "some that do not", evaluate)
     # The gate must have read exactly the outputs that stand there now, not a first attempt's.
@@ -75,6 +76,17 @@ def check(evidence: Evidence) -> None:
             seen = gate.inputs.get(f"{source.stage}/{name}")
             if seen is None or seen.sha256 != artifact.sha256:
                 raise _broken(f"{source.stage}/{name} {artifact.sha256}", seen.sha256 if seen else "nothing", gate)
+
+
+def _require_sets(evidence: Evidence, held_out: str) -> None:
+    """Measured and judged must be the same sets, by digest, the held-out one among them. Raises ReleaseError."""
+    gate, evaluate = evidence.gate, evidence.evaluate
+    sets = evaluate.facts.get("sets")
+    said = sets.get("held_out") if isinstance(sets, dict) else None
+    if not isinstance(said, dict) or said.get("sha256") != held_out:
+        raise _broken(f"evaluation sets with the held-out rows {held_out} among them", str(sets), evaluate)
+    if gate.facts.get("sets") != sets:
+        raise _broken(f"evaluation sets {sets}", str(gate.facts.get("sets")), gate)
 
 
 def keep(storage: Storage, bucket: str, content: Mapping[str, Any]) -> Artifact:

@@ -7,7 +7,7 @@ one row in the caller's transaction, under an advisory lock, and only when the l
 that the decision was made against. Fails with `ReleaseError`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -139,6 +139,28 @@ def before(connection: Connection, release: Release) -> Release | None:
         if earlier.release < origin.release and not earlier.answers_like(origin):
             return earlier
     return None
+
+
+def taken_back(connection: Connection, values: Mapping[str, object]) -> tuple[int, Release] | None:
+    """Return the newest release with these columns that a rollback took back, and that rollback; None where none did.
+
+    A rollback takes back every release after the one it restores, in the parts that the restored one has not.
+    """
+    row = connection.execute(
+        sql.SQL(
+            "SELECT taken.release AS taken, back.release AS back FROM releases back "
+            "JOIN releases kept ON kept.release = back.restores "
+            "JOIN releases taken ON taken.release > kept.release AND taken.release < back.release "
+            "WHERE back.kind = 'rollback' AND ({taken}) IS NOT DISTINCT FROM ({wanted}) "
+            "AND ({kept}) IS DISTINCT FROM ({taken}) ORDER BY back.release DESC, taken.release DESC LIMIT 1"
+        ).format(
+            taken=sql.SQL(", ").join(sql.Identifier("taken", name) for name in values),
+            kept=sql.SQL(", ").join(sql.Identifier("kept", name) for name in values),
+            wanted=sql.SQL(", ").join(map(sql.Placeholder, values)),
+        ),
+        values,
+    ).fetchone()
+    return (int(row["taken"]), get(connection, int(row["back"]))) if row else None
 
 
 def lock(connection: Connection) -> None:

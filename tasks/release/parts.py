@@ -15,7 +15,7 @@ from tasks.errors import ManifestError, PartGone, ReleaseError, ServiceUnavailab
 from tasks.release import index as indexes
 from tasks.release import ledger as releases
 from tasks.release.ledger import Release
-from tasks.release.promote import recall_model
+from tasks.release.proven import recall_model
 from tasks.storage import Storage
 
 OFFERED = 50  # releases that are looked at for one that can be restored

@@ -1,31 +1,32 @@
 """Make a proposed release live: the only way to add a promotion to the ledger.
 
-Reads the proposal, and proves everything again from the bytes: the verdict and what it is about, every
-byte of the trained weights, the chunks of the index version, that the model it was compared with is the one
-that is live. Then writes one row of `releases` in one transaction, and mirrors it into MLflow after it.
-A run makes at most one release: repeated, it returns that one. Fails with `ReleaseError` or
+Reads the proposal, and proves everything again from the bytes: the candidate that was proposed, its verdict and what that
+is about, every byte of the trained weights, the prompt, the chunks of the index version, that the model it was compared with
+is the one that is live. Bytes are read without the lock of the ledger; under it, it proves that nothing moved, works out
+what changes and whether a person must approve, writes one row of `releases` in one transaction, and mirrors it into MLflow
+after it. A run makes at most one release: repeated over the same proposal, it returns that one. Fails with `ReleaseError` or
 `ManifestError` when a proof does not hold, with `ApprovalError` when the answer does not count
 (`tasks.release.approval`); refuses when a person's approval is needed and absent.
 """
 
-import hashlib
-from typing import Any
+from dataclasses import dataclass
 
 from tasks.contracts import Manifest
 from tasks.database import Connection
-from tasks.errors import ManifestError, ReleaseError
+from tasks.errors import ReleaseError
 from tasks.knowledge.index_tables import Version
 from tasks.release import approval
 from tasks.release import evidence as proofs
 from tasks.release import index as indexes
 from tasks.release import ledger as releases
-from tasks.release.evidence import Evidence
+from tasks.release.change import change, prompt_digest
 from tasks.release.ledger import Parts, Release, ledger
 from tasks.release.mirror import MirrorState, reconcile_mirrors
 from tasks.release.propose import require_fair_comparison
+from tasks.release.proven import Proven, read
 from tasks.release.signing import seal
-from tasks.release.weights import release_columns, verify
-from tasks.stage import Stage, StageContext, StageResult, code_revision
+from tasks.serving.prompt import parse_prompt
+from tasks.stage import Stage, StageContext, StageResult
 from tasks.storage import Storage
 
 POLICY = approval.POLICY
@@ -34,41 +35,66 @@ POLICY = approval.POLICY
 class Options(approval.Answer):
     """Who approved, and why. Empty only where no approval is needed."""
 
+    @property
+    def by(self) -> str:
+        """In whose name it is released."""
+        return self.approved_by.strip() or POLICY
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A proposal with what was read for it."""
+
+    proposal: Manifest
+    prompt: str
+    proven: Proven
+
+
+class _NotApproved(Exception):
+    """The text is the reason of the refusal."""
+
 
 def run(context: StageContext, options: Options) -> StageResult:
     """Verify the proposal's parts again, add the release to the ledger, and mirror it into MLflow."""
     reconcile_mirrors(context.settings)
     proposal = context.inputs["propose"]
     with ledger(context.settings) as connection:
-        made = releases.by_run(connection, context.run)
+        made, live = releases.by_run(connection, context.run), releases.live(connection)
+    if made is not None:
         # A release that stands needs no approval any more: the repeated stage only returns it.
-        refused = None if made else approval.refusal(context.settings, proposal, options)
-        if refused:
-            return StageResult(status="refused", reason=refused)
-        release = made or _release(context, connection, proposal, options)
-    mirror = reconcile_mirrors(context.settings)
-    return release_result(release, mirror, again=made is not None)
+        _require_made_of(context.storage, made, proposal)
+        return release_result(made, reconcile_mirrors(context.settings), again=True)
+    approval.require_origin(context.settings, proposal, options)  # before many bytes are read for it
+    prompt = context.storage.get(context.input("propose", "prompt")).decode()
+    parse_prompt(prompt, "the proposed prompt")
+    ready = _Ready(proposal, prompt, read(context, proposal, live))
+    try:
+        with ledger(context.settings) as connection:
+            release = _release(context, connection, ready, options)
+    except _NotApproved as refused:
+        return StageResult(status="refused", reason=str(refused))
+    return release_result(release, reconcile_mirrors(context.settings), again=False)
 
 
-def _release(context: StageContext, connection: Connection, proposal: Manifest, options: Options) -> Release:
+def _release(context: StageContext, connection: Connection, ready: _Ready, options: Options) -> Release:
     # Held from here to the commit: nothing that is proven below can change before the row stands.
     releases.lock(connection)
+    proposal, proven = ready.proposal, ready.proven
     live = releases.live(connection)
+    proven.require_same(context.storage, proposal, live)
     index = indexes.require(connection, int(proposal.facts["index_version"]))
-    _require_current(index)
-    prompt = context.storage.get(context.input("propose", "prompt")).decode()
-    candidate = str(proposal.facts["candidate"])
-    if candidate:
-        model, content = _candidate(context, connection, candidate, live)
-    else:
-        model, content = _same_model(context.storage, live)
-    evidence = proofs.keep(
-        context.storage, context.bucket, content | {"index": vars(index), "proposal": proposal.model_dump(mode="json")}
-    )
+    if proven.evidence is not None:
+        require_fair_comparison(connection, proven.evidence, live)
+    changed = change(connection, live, index, ready.prompt, proven.evidence)
+    if refused := approval.refusal(context.settings, proposal, options, changed):
+        raise _NotApproved(refused)
+    _require_current(index, options)
+    shown = {"index": vars(index), "proposal": proposal.model_dump(mode="json")}
+    evidence = proofs.keep(context.storage, context.bucket, proven.content | shown)
     parts = Parts(
-        **model,
-        prompt=prompt,
-        prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
+        **proven.model,
+        prompt=ready.prompt,
+        prompt_sha256=prompt_digest(ready.prompt),
         index_version=index.version,
         embedder=index.embedder,
         evidence_uri=evidence.uri,
@@ -79,74 +105,28 @@ def _release(context: StageContext, connection: Connection, proposal: Manifest, 
         connection,
         parts,
         kind="promotion",
-        approved_by=options.approved_by.strip() or POLICY,
+        approved_by=options.by,
         reason=options.reason.strip() or str(proposal.facts["subject"]),
         run=context.run,
         expected_live=proposal.facts["live_release"],
     )
-    source = None if candidate else live
+    source = None if proven.evidence is not None else live
     return seal(context.settings, context.storage, connection, release, by="promote", source=source)
 
 
-def _candidate(
-    context: StageContext, connection: Connection, uri: str, live: Release | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model columns of a registered candidate, and what is kept as its evidence."""
-    register = context.storage.require_manifest_at(uri)
-    if register.stage != "register":
+def _require_made_of(storage: Storage, made: Release, proposal: Manifest) -> None:
+    """A run that made a release of another proposal must not report that one as this. Raises ReleaseError."""
+    kept = proofs.recall(storage, made.evidence_uri, made.evidence_sha256).get("proposal")
+    if kept is None or approval.shown(Manifest.model_validate(kept)) != approval.shown(proposal):
         raise ReleaseError(
-            f"expected the manifest of register, found {register.stage} at {uri}. Next: trigger a new run."
+            f"expected this run to release what it proposes, found that it made release {made.release} of an earlier "
+            "proposal. Next: trigger a new run."
         )
-    evidence = proofs.load(context.storage, register.run)
-    _require_registered(register, evidence)
-    require_fair_comparison(connection, evidence, live)
-    verify(context.storage, evidence.weights)
-    model = {name: register.facts[name] for name in ("model_name", "model_version", "dataset_sha256")}
-    model |= release_columns(evidence.weights, evidence.train) | {"code_revision": code_revision(context.settings)}
-    return model, proofs.model_content(evidence, register)
 
 
-def _require_registered(register: Manifest, evidence: Evidence) -> None:
-    """Verdict and weights must be those that were registered, not another attempt's of the same run folder."""
-    if register.facts["evidence_sha256"] != evidence.gate_sha256:
-        raise ReleaseError(
-            f"expected the verdict that was registered ({register.facts['evidence_sha256']}), found another "
-            f"({evidence.gate_sha256}) at {evidence.gate.uri}. Next: clear register, then trigger a new run."
-        )
-    for name, value in release_columns(evidence.weights, evidence.train).items():
-        if register.facts[name] != value:
-            raise ReleaseError(
-                f"expected {name} {value}, as the trained weights say, found {register.facts[name]} in {register.uri}. "
-                "Next: clear register, then trigger a new run."
-            )
-
-
-def _same_model(storage: Storage, live: Release | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model columns of the live release, after proving that its bytes are still there."""
-    if live is None:
-        raise ReleaseError("expected a live release whose model stays, found none. Next: release a candidate first.")
-    content = recall_model(storage, live)
-    columns = ("model_name", "model_version", "adapter_uri", "adapter_sha256", "base_model", "base_revision")
-    model = {name: getattr(live, name) for name in (*columns, "dataset_sha256", "code_revision")}
-    return model, content
-
-
-def recall_model(storage: Storage, release: Release) -> dict[str, Any]:
-    """Return the kept evidence of a release's model, after reading every byte of its weights. Raises ManifestError."""
-    content = proofs.recall(storage, release.evidence_uri, release.evidence_sha256)
-    weights = proofs.kept_weights(content, release.adapter_uri or release.base_model)
-    found = (weights.sha256, release.base_revision) if weights.kind == "adapter" else (None, weights.revision)
-    if found != release.identity:
-        raise ManifestError(
-            f"expected evidence about adapter and base {release.identity}, which release {release.release} has, found "
-            f"{weights.kind} {found}. Next: promote another candidate."
-        )
-    verify(storage, weights)
-    return {name: content[name] for name in (weights.kind, "manifests")}
-
-
-def _require_current(index: Version) -> None:
-    if index.status != "current":
+def _require_current(index: Version, options: Options) -> None:
+    """A person who approved an index version gets that one, also where a newer one came; the policy takes the newest."""
+    if index.status != "current" and options.by == POLICY:
         raise ReleaseError(
             f"expected index version {index.version} to be current still, found {index.status}. "
             "Next: trigger promote_release again; it proposes the newest one."
@@ -177,4 +157,5 @@ def release_result(release: Release, mirror: MirrorState, *, again: bool) -> Sta
     )
 
 
-STAGE = Stage("promote", Options, run, needs=("propose",))
+# Fleeting: a refusal is true until somebody approves, and a release is asked of the ledger, not of a manifest.
+STAGE = Stage("promote", Options, run, needs=("propose",), fleeting=True)

@@ -105,7 +105,7 @@ def _require_text(found: Any, uri: str, sha256: str) -> None:
 
 
 def _front(text: str) -> dict[str, Any] | None:
-    """Return the front matter as the assistant reads it; None where it could not use it (promotion does not judge that)."""
+    """Return the front matter as the assistant reads it; None where it could not use it (`propose` refuses that one)."""
     try:
         return parse_prompt(text, "the prompt").front.model_dump()
     except ReleaseError:

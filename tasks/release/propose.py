@@ -3,11 +3,10 @@
 Reads the manifest of a `register` stage (`candidate`) and of a `switch_index` stage (`index`); with
 neither, what MLflow calls `candidate` and the current index version. Writes `body.md` and the prompt
 that would go live. Refuses (a result, not an error) when there is nothing to release. Fails with
-`ReleaseError` when there is no index version yet, or the candidate's verdict does not hold any more, and with
-`SettingsError` when MILLRACE_APPROVERS names nobody or MILLRACE_AUTO_PROMOTE an unknown corpus.
+`ReleaseError` when there is no index version yet, the candidate's verdict does not hold any more, or the assistant could not
+use the prompt, and with `SettingsError` when MILLRACE_APPROVERS names nobody or MILLRACE_AUTO_PROMOTE an unknown corpus.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 
@@ -20,10 +19,12 @@ from tasks.release import approval, judged, shadow_report
 from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
 from tasks.release.body import Proposal, markdown
+from tasks.release.change import change
 from tasks.release.ledger import Release, ledger
 from tasks.release.mirror import reconcile_mirrors
 from tasks.release.prompts import register_prompt
 from tasks.release.register import ALIAS
+from tasks.serving.prompt import parse_prompt
 from tasks.settings import Settings, repository_path
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.storage import Storage
@@ -69,21 +70,35 @@ def run(context: StageContext, options: Options) -> StageResult:
         outputs={"body": written, "prompt": prompt},
         facts={
             "kind": proposal.kind,
-            "needs_approval": needs_approval(context.settings, proposal),
+            "needs_approval": approval.needs_person(context.settings, proposal.change),
             "policy": approval.policy_words(context.settings, proposal.index.corpus),
             "approvers": approval.approvers(context.settings),
             "approval_hours": context.settings.approval_hours,
             "corpus": proposal.index.corpus,
             "subject": proposal.subject,
             "body": body,
-            "candidate": proposal.register.uri if proposal.register and proposal.kind == "model" else "",
+            **_candidate(proposal),
             "index_version": proposal.index.version,
             "live_release": live.release if live else None,
-            "prompt_changed": proposal.prompt_changed,
+            "prompt_changed": proposal.change.prompt_changed,
+            "doubts": list(proposal.change.doubts),
             **_prompt_version(context.settings, proposal.prompt),
             "shadow": proposal.shadow,
         },
     )
+
+
+def _candidate(proposal: Proposal) -> dict[str, str]:
+    """Return what pins the candidate: what stands at its URI may be another one by the time of the answer."""
+    register, evidence = proposal.register, proposal.evidence
+    if register is None or evidence is None:
+        return {"candidate": "", "candidate_sha256": "", "weights_sha256": "", "verdict": ""}
+    return {
+        "candidate": register.uri,
+        "candidate_sha256": approval.shown(register),
+        "weights_sha256": evidence.weights.sha256,
+        "verdict": proposal.word,
+    }
 
 
 def _prompt_version(settings: Settings, prompt: str) -> dict[str, str | None]:
@@ -105,18 +120,17 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         raise _Nothing(
             "no model was released yet, so an index alone makes no release: trigger fine_tune, and release its candidate"
         )
-    proposal = Proposal(
-        live=live, index=found.index, register=register, evidence=None, prompt=found.prompt, earlier=None
-    )
-    if register is None:
-        assert live is not None
-        if live.index_version == found.index.version and not proposal.prompt_changed:
-            raise _Nothing(
-                f"release {live.release} already answers with this model, prompt and index version {live.index_version}"
-            )
-        return proposal
-    evidence = proofs.load(storage, register.run)
+    evidence = proofs.load(storage, register.run) if register else None
     with ledger(settings) as connection:
+        changed = change(connection, live, found.index, found.prompt, evidence)
+        if evidence is None:
+            assert live is not None
+            if live.index_version == found.index.version and not changed.prompt_changed:
+                raise _Nothing(
+                    f"release {live.release} already answers with this model, prompt and index version {live.index_version}"
+                )
+            return Proposal(live, found.index, None, None, found.prompt, changed, None)
+        assert register is not None
         require_fair_comparison(connection, evidence, live)
         earlier = [
             release for release in releases.history(connection, 1_000) if release.identity == _identity(register)
@@ -129,19 +143,10 @@ def propose(settings: Settings, storage: Storage, options: Options) -> Proposal:
         register=register,
         evidence=evidence,
         prompt=found.prompt,
+        change=changed,
         earlier=earlier[0] if earlier else None,
         shadow=shadow.summary(),
         verdict=judged.report(storage, evidence.gate),
-    )
-
-
-def needs_approval(settings: Settings, proposal: Proposal) -> bool:
-    """Return whether a person must approve this proposal. Raises SettingsError."""
-    return approval.needs_person(
-        settings,
-        model=proposal.kind == "model",
-        prompt_changed=proposal.prompt_changed,
-        corpus=proposal.index.corpus,
     )
 
 
@@ -172,7 +177,9 @@ def _find(settings: Settings, storage: Storage, options: Options) -> Found:
         raise ReleaseError(
             "expected a current index version to release with the model, found none. Next: trigger sync_knowledge."
         )
-    return Found(live, index, register, read_prompt(settings))
+    prompt = read_prompt(settings)
+    parse_prompt(prompt, settings.prompt)  # what the assistant cannot use must not become the live prompt
+    return Found(live, index, register, prompt)
 
 
 def newest_candidate(settings: Settings, live: Release | None) -> str:
@@ -203,11 +210,6 @@ def read_prompt(settings: Settings) -> str:
     return text
 
 
-def prompt_digest(prompt: str) -> str:
-    """Return what names a prompt: the SHA-256 of its text."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
-
-
 def _identity(register: Manifest) -> tuple[str | None, str]:
     """Return what a release of this candidate would have as `Release.identity`."""
     return register.facts["adapter_sha256"], register.facts["base_revision"]
@@ -222,4 +224,5 @@ def _manifest(storage: Storage, uri: str, stage: str) -> Manifest:
     return manifest
 
 
-STAGE = Stage("propose", Options, run)
+# Fleeting: what could be released, and who may approve it, is another thing an hour later.
+STAGE = Stage("propose", Options, run, fleeting=True)

@@ -1,4 +1,4 @@
-"""Register trained weights whose verdict is `promote`, an adapter or a whole model, as a model version in MLflow.
+"""Register trained weights whose verdict is `promote` or `review`, an adapter or a whole model, as a model version in MLflow.
 
 Reads the manifests of validate_dataset, train, evaluate and gate of the same run, and every byte of the
 weights. Writes a version of the registered model `MILLRACE_MODEL_NAME` with alias `candidate`. The
@@ -21,7 +21,7 @@ from tasks.release.card_facts import CardFacts, gather
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
-from tasks.release.signed_candidate import signed
+from tasks.release.signed_candidate import endorsed, signed
 from tasks.release.weights import release_columns, verify
 from tasks.settings import Settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
@@ -54,28 +54,30 @@ def run(context: StageContext, options: Options) -> StageResult:
         client.update_model_version(name, version, card.description(facts, cards["card.html"].uri))
         client.set_registered_model_alias(name, ALIAS, version)
         run_url = _run_url(client, context.settings, str(evidence.train.facts["mlflow_run_id"]))
+    registered = {"model_name": name, "model_version": version, "new_version": new, "mlflow_url": run_url}
     return StageResult(
         outputs=cards,
         counts={"files": len(weights.files), "bytes": sum(a.bytes for a in weights.files.values())},
-        facts=release_columns(weights, evidence.train)
-        | {
-            "model_name": name,
-            "model_version": version,
-            "new_version": new,
-            "weights": weights.kind,
-            "weights_uri": weights.uri,
-            "weights_sha256": weights.sha256,
-            "trained_from": tags["trained_from"],
-            "dataset_sha256": tags["dataset_sha256"],
-            "recipe": tags["recipe"],
-            "verdict": "promote",
-            "mlflow_run_id": evidence.train.facts["mlflow_run_id"],
-            "mlflow_url": run_url,
-            "evidence_uri": evidence.gate.uri,
-            "evidence_sha256": evidence.gate_sha256,
-        },
+        facts=endorsed(context.settings, facts_of(evidence, tags) | registered),
         base_model=evidence.train.base_model,
     )
+
+
+def facts_of(evidence: Evidence, tags: dict[str, str]) -> dict[str, Any]:
+    """Return what is told of the weights and of the verdict about them."""
+    weights = evidence.weights
+    return release_columns(weights, evidence.train) | {
+        "weights": weights.kind,
+        "weights_uri": weights.uri,
+        "weights_sha256": weights.sha256,
+        "trained_from": tags["trained_from"],
+        "dataset_sha256": tags["dataset_sha256"],
+        "recipe": tags["recipe"],
+        "verdict": evidence.gate.facts["verdict"],
+        "mlflow_run_id": evidence.train.facts["mlflow_run_id"],
+        "evidence_uri": evidence.gate.uri,
+        "evidence_sha256": evidence.gate_sha256,
+    }
 
 
 def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
@@ -92,7 +94,8 @@ def model_tags(context: StageContext, evidence: Evidence) -> dict[str, str]:
         "base_model": columns["base_model"],
         "base_revision": columns["base_revision"],
         "recipe": str(facts["recipe"]),
-        "code_revision": code_revision(context.settings),
+        "code_revision": code_revision(context.settings),  # that of this stage; the training's own may be older
+        "training_code_revision": evidence.train.code_revision,
         "evidence": evidence.gate.uri,
         "evidence_sha256": evidence.gate_sha256,
         "manifest": manifest_uri(context.run, context.stage),

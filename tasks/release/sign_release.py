@@ -10,7 +10,7 @@ from tasks.errors import OptionError, SignatureError
 from tasks.options import parse_options
 from tasks.release import ledger as releases
 from tasks.release.ledger import ledger
-from tasks.release.promote import recall_model
+from tasks.release.proven import recall_model
 from tasks.release.signing import check, recorded, seal
 from tasks.release.signing_keys import key_id, signing_key, verify_keys
 from tasks.settings import Settings, settings

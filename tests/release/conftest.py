@@ -11,7 +11,14 @@ from psycopg import sql
 
 from tasks.contracts import Manifest, digest, digest_of
 from tasks.database import connect, migrate
+from tasks.knowledge.index_tables import current
 from tasks.registry import load_stage
+from tasks.release import evidence as proofs
+from tasks.release.change import prompt_digest
+from tasks.release.evidence import LETS_ON
+from tasks.release.propose import read_prompt
+from tasks.release.register import facts_of
+from tasks.release.signed_candidate import endorsed
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, run_stage
@@ -57,9 +64,11 @@ class House:
         held_out: str = "one",
         gate_facts: dict[str, Any] | None = None,
         kind: str = "adapter",
+        measured: dict[str, Any] | None = None,
+        run: str = "",
     ) -> str:
         """Return the run folder of a fine-tune up to its gate; what it trained, of that kind, is `weights`."""
-        run = self.run("fine_tune")
+        run = run or self.run("fine_tune")
         prefix, stem = ("adapter", "adapter_") if kind == "adapter" else ("model", "")
         folder = f"s3://{self.settings.s3_bucket}/models/{digest(weights.hex())}/{prefix}"
         mlflow_run = self.mlflow_run()
@@ -100,18 +109,21 @@ class House:
                 "held_out_sha256": context.input("validate_dataset", "held_out").sha256,
                 "output_changed": True,
                 "rows": 40,
-            }
+                "sets": {"held_out": {"sha256": context.input("validate_dataset", "held_out").sha256, "rows": 1}},
+                "left_out": dict.fromkeys(("golden", "safety", "format"), "none asked"),
+                "prompt_sha256": prompt_digest(read_prompt(self.settings)),
+                "index_version": self.current_index(),
+            } | (measured or {})
             report = context.storage.put_json(f"{context.folder}/report.json", metrics)
             return StageResult(outputs={"report": report}, metrics=metrics | bounds, facts=facts)
 
         def gate(context: StageContext, options: NoOptions) -> StageResult:
-            measured = context.inputs["evaluate"].facts
+            found = context.inputs["evaluate"].facts
             facts = {"verdict": verdict, "reason": "the interval is below zero"} | {
-                name: measured[name] for name in ("weights_sha256", "held_out_sha256")
+                name: found[name] for name in ("weights_sha256", "held_out_sha256", "champion_release", "sets")
             }
-            return StageResult(
-                facts=facts | (gate_facts or {}), status="complete" if verdict == "promote" else "refused"
-            )
+            refused = verdict not in LETS_ON
+            return StageResult(facts=facts | (gate_facts or {}), status="refused" if refused else "complete")
 
         self.stage(Stage("validate_dataset", NoOptions, dataset), run)
         self.stage(Stage("train", Training, train, needs=("validate_dataset",)), run)
@@ -122,6 +134,24 @@ class House:
     def candidate(self, weights: bytes, **arguments: Any) -> Manifest:
         """Return the manifest of a registered candidate."""
         return self.stage("register", self.tuned(weights, **arguments))
+
+    def registered(self, weights: bytes, *, run: str = "", **arguments: Any) -> Manifest:
+        """Return a candidate's manifest as `register` would write it, without MLflow; its number is that of its weights."""
+
+        def register(context: StageContext, options: NoOptions) -> StageResult:
+            evidence = proofs.load(context.storage, context.run)
+            tags = {"trained_from": "base", "dataset_sha256": "d" * 64, "recipe": "test"}
+            known = {"model_name": "m", "model_version": str(len(weights)), "mlflow_url": ""}
+            return StageResult(facts=endorsed(context.settings, facts_of(evidence, tags) | known))
+
+        needs = ("validate_dataset", "train", "evaluate", "gate")
+        return self.stage(Stage("register", NoOptions, register, needs=needs), run or self.tuned(weights, **arguments))
+
+    def current_index(self) -> int | None:
+        """Return the number of the index version that is current, as `evaluate` would name it."""
+        with connect(self.url) as connection:
+            found = current(connection)
+        return found.version if found else None
 
     def index(self, chunks: int = 3) -> int:
         """Make an index version with a few chunks current; return its number."""
@@ -182,3 +212,11 @@ def house(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
     migrate(url)
     yield House(load_settings(), Storage(stack.env["MILLRACE_S3_ENDPOINT_URL"]))
     process_settings.cache_clear()
+
+
+@pytest.fixture
+def quick(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+    """The house with MLflow away, for what is not about the registry: it takes most of the time."""
+    monkeypatch.setattr("tasks.release.mirror._mirror", lambda *_: "away")
+    monkeypatch.setattr("tasks.release.propose._prompt_version", lambda *_: {"prompt_version": None})
+    return house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9")

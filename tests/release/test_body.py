@@ -1,19 +1,21 @@
 """What the person who approves reads: complete, and made from the proposal alone."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from tasks.contracts import Artifact, Manifest, Option
 from tasks.knowledge.index_tables import Version
 from tasks.release.body import Proposal, markdown
+from tasks.release.change import Change, prompt_digest
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
-from tasks.release.propose import prompt_digest
 
 INDEX = Version(
     4, "chunks_v4", "current", "f", "pydoc:topics", "c", "minilm", 384, 79, 1203,
     {"recall_at_5": 0.91234, "ndcg_at_10": 0.8, "mrr": 0.7, "ann_recall": 0.99, "questions": 64}, "s3://b/runs/sync_knowledge/r",
 )  # fmt: skip
+NEW_MODEL = Change(model=True, prompt_changed=False, corpus="pydoc:topics")
 
 
 def manifest(stage: str, **values: Any) -> Manifest:
@@ -56,10 +58,10 @@ def model() -> tuple[Manifest, Evidence]:
 
 def test_a_model_is_shown_beside_the_live_one_with_its_proof() -> None:
     register, evidence = model()
-    proposal = Proposal(release(), INDEX, register, evidence, "old", None, "Shadow: 41 questions answered.")
+    proposal = Proposal(release(), INDEX, register, evidence, "old", NEW_MODEL, None, "Shadow: 41 questions answered.")
     text = markdown(proposal, "http://m/")
     assert "\n\nShadow: 41 questions answered.\n\n" in text
-    assert proposal.kind == "model" and not proposal.prompt_changed
+    assert proposal.kind == "model" and "A person decides" not in text
     assert "**Release assistant version 3 with index version 4.** Live is release 7 of 2026-01-30 12:05 UTC" in text
     assert "| model version | assistant 2 | assistant 3 |" in text
     assert "| base model | hub:a/b@1234567 1234567 | hub:a/b@1234567 1234567 (same) |" in text
@@ -81,19 +83,34 @@ def test_what_was_judged_is_a_table_of_what_the_gate_wrote() -> None:
         "not a row",
     ]  # fmt: skip
     verdict = {"judged": rows, "not_judged": [{"what": "golden", "why": "too | few rows"}]}
-    proposal = Proposal(release(), INDEX, register, evidence, "old", None, verdict=verdict)
+    proposal = Proposal(release(), INDEX, register, evidence, "old", NEW_MODEL, None, verdict=verdict)
     text = markdown(proposal, "http://m", "May approve: ada.")
     failed = "| refused | safety, topic=bait/x | 0.900 | - | - | - | - | regressed |"
     passed = "| token_f1 | golden | 0.510 | 0.500 | 0.010 [-0.020, 0.040] | 0.050 | 64 | kept |"
     assert f"{failed}\n{passed}\n\n- not judged: golden: too / few rows\n" in text  # what did not pass comes first
     assert text.endswith("\nMay approve: ada.\n")
-    assert "What was judged" not in markdown(Proposal(release(), INDEX, register, evidence, "old", None), "http://m")
+    assert "What was judged" not in markdown(
+        Proposal(release(), INDEX, register, evidence, "old", NEW_MODEL, None), "http://m"
+    )
+
+
+def test_a_doubt_comes_first_and_a_review_stands_in_the_subject() -> None:
+    register, evidence = model()
+    gate = manifest("gate", facts={"verdict": "review", "reason": "few rows"})
+    changed = replace(NEW_MODEL, doubts=("The verdict is review: few rows", "Another prompt was measured."))
+    proposal = Proposal(release(), INDEX, register, replace(evidence, gate=gate), "old", changed, None)
+    text = markdown(proposal, "http://m")
+    assert proposal.subject == "Release assistant version 3 with index version 4 (verdict: review)"
+    asked = "**A person decides, whatever the settings say:**"
+    assert text.index(f"{asked}\n\n- The verdict is review: few rows\n- Another prompt was measured.\n\n|") < 250
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
     register, evidence = model()
     rows = [{"measure": "loss", "set": "held_out", "slice": f"topic={n}"} for n in range(40)]
-    text = markdown(Proposal(None, INDEX, register, evidence, "old", None, verdict={"judged": rows}), "http://m")
+    text = markdown(
+        Proposal(None, INDEX, register, evidence, "old", NEW_MODEL, None, verdict={"judged": rows}), "http://m"
+    )
     assert text.count("| loss |") == 25 and "15 further measures are in the verdict's file." in text
 
 
@@ -102,26 +119,28 @@ def test_the_model_card_is_linked_where_there_is_one() -> None:
     card = Artifact(uri="s3://b/runs/fine_tune/r/register/card.html", sha256="9" * 64, bytes=2)
     carded = register.model_copy(update={"outputs": {"card.html": card}})
     for candidate, there in ((register, False), (carded, True)):
-        text = markdown(Proposal(None, INDEX, candidate, evidence, "p", None), "http://m")
+        text = markdown(Proposal(None, INDEX, candidate, evidence, "p", NEW_MODEL, None), "http://m")
         assert (f"- model card: `{card.uri}`" in text) is there
 
 
 def test_the_first_release_has_nothing_beside_it() -> None:
     register, evidence = model()
-    text = markdown(Proposal(None, INDEX, register, evidence, "new", None), "http://m")
+    text = markdown(Proposal(None, INDEX, register, evidence, "new", NEW_MODEL, None), "http://m")
     assert "It would be the first release." in text and "| model version | - | assistant 3 |" in text
 
 
 def test_an_adapter_that_was_live_before_is_marked() -> None:
     register, evidence = model()
-    text = markdown(Proposal(release(), INDEX, register, evidence, "old", release(release=5, reason="x")), "http://m")
+    text = markdown(
+        Proposal(release(), INDEX, register, evidence, "old", NEW_MODEL, release(release=5, reason="x")), "http://m"
+    )
     assert "**Note:** this adapter was live before, in release 5" in text
 
 
 def test_an_index_keeps_the_model_and_says_so() -> None:
-    proposal = Proposal(release(), INDEX, None, None, "new", None)
+    proposal = Proposal(release(), INDEX, None, None, "new", Change(False, True, "default"), None)
     text = markdown(proposal, "http://m")
-    assert (proposal.kind, proposal.prompt_changed) == ("index", True)
+    assert proposal.kind == "index"
     assert proposal.subject == "Release index version 4 and a new prompt"
     assert "| model version | assistant 2 | assistant 2 (same) |" in text and "held-out" not in text
 
@@ -133,6 +152,6 @@ def test_every_table_row_has_its_three_cells() -> None:
         (release(), None, None),
         (release(), register, evidence),
     ):
-        lines = markdown(Proposal(live, INDEX, candidate, proof, "p", None), "http://m").splitlines()
+        lines = markdown(Proposal(live, INDEX, candidate, proof, "p", NEW_MODEL, None), "http://m").splitlines()
         table = [line for line in lines[2:] if line.startswith("| ")][:8]
         assert all(line.count("|") == 4 for line in table)

@@ -105,6 +105,7 @@ def section(text: str, title: str) -> str:
 
 def test_a_card_says_what_is_known_of_a_fine_tune() -> None:
     text = card.markdown(facts())
+    assert "once it is released" in text and "approved" not in text  # it is written before anybody was asked
     assert text.startswith("# Model card: `assistant` version `3`\n\nA LoRA adapter of `hub:a/b@1`")
     data = section(text, "Training data")
     assert "Rows: 1,200 train, unknown validation, 64 held-out." in data

@@ -10,10 +10,11 @@ from tasks import models
 from tasks.contracts import Manifest
 from tasks.database import connect
 from tasks.errors import ManifestError, OptionError, PartGone, ReleaseError
-from tasks.release import ledger, promote
+from tasks.release import approval, ledger, promote
 from tasks.release.mirror import reconcile_mirrors
 from tasks.stage import Stage, StageOptions, StageResult
 
+PROMPT = "---\nname: short\nversion: 1\n---\n{question}\n\n{context}\n\nAnswer in one word.\n"
 pytestmark = pytest.mark.integration
 
 
@@ -133,7 +134,7 @@ def test_a_changed_byte_is_refused_and_nothing_is_released(house: Any) -> None:
     uri = f"{candidate.facts['adapter_uri']}/adapter_model.safetensors"
     forge(house, uri, b"0ne")  # the same length, and the recorded digest of the right bytes
     with pytest.raises(ManifestError, match="sha256"):
-        house.stage("promote", run, approved_by="Ada")
+        house.stage("promote", run, approved_by="Ada", reason="better")
     assert live(house) is None
 
 
@@ -175,7 +176,7 @@ def test_a_verdict_that_changed_after_registration_is_refused(house: Any) -> Non
     ):
         house.storage.write_manifest(gate.model_copy(update=changes))
         with pytest.raises(problem):
-            house.stage("promote", run, approved_by="Ada")
+            house.stage("promote", run, approved_by="Ada", reason="better")
     assert live(house) is None
 
 
@@ -204,10 +205,11 @@ def test_promote_asks_for_a_fair_comparison_itself(house: Any) -> None:
     run = house.run("promote_release")
     house.stage("propose", run, candidate=house.candidate(b"two", champion=1).uri)
     proposal: Manifest = house.storage.require_manifest(run, "propose")
-    forged = proposal.model_copy(update={"facts": proposal.facts | {"candidate": late.uri}})
+    pins = {"candidate_sha256": approval.shown(late), "weights_sha256": late.facts["weights_sha256"]}
+    forged = proposal.model_copy(update={"facts": proposal.facts | pins | {"candidate": late.uri}})
     house.storage.write_manifest(forged)
     with pytest.raises(ReleaseError, match="Next: trigger fine_tune again"):
-        house.stage("promote", run, approved_by="Ada")
+        house.stage("promote", run, approved_by="Ada", reason="better")
 
 
 def test_a_proposal_made_before_another_release_is_stale(house: Any) -> None:
@@ -216,9 +218,10 @@ def test_a_proposal_made_before_another_release_is_stale(house: Any) -> None:
     waiting, two = house.run("promote_release"), house.candidate(b"two", champion=1)
     house.stage("propose", waiting, candidate=two.uri)
     house.index()
-    house.promote(approved_by="")  # the nightly index, by policy
-    with pytest.raises(ReleaseError, match=r"found former|release 1 to be live still"):
-        house.stage("promote", waiting, approved_by="Ada")
+    switched = house.stage(Stage("switch_index", StageOptions, lambda *_: StageResult()), house.run("sync_knowledge"))
+    assert house.promote(index=switched.uri, approved_by="").facts["release"] == 2  # the nightly index, by policy
+    with pytest.raises(ReleaseError, match="release 1 to be live still"):
+        house.stage("promote", waiting, approved_by="Ada", reason="better")
     assert getattr(live(house), "model_version", None) == "1"
 
 
@@ -256,13 +259,16 @@ def test_the_event_of_an_older_index_releases_the_current_one(house: Any) -> Non
 def test_a_new_prompt_rides_along_and_needs_a_person(house: Any, tmp_path: Any) -> None:
     house.index()
     house.promote(house.candidate(b"one").uri)
-    (tmp_path / "prompt.md").write_text("Answer in one word.")
+    (tmp_path / "prompt.md").write_text(PROMPT)
     other = house.with_settings(prompt=str(tmp_path / "prompt.md"))
     run = house.run("promote_release")
     proposal = other.stage("propose", run)
     assert (proposal.facts["kind"], proposal.facts["needs_approval"]) == ("index", True)
-    assert other.stage("promote", run, approved_by="Ada").facts["release"] == 2
-    assert getattr(live(house), "prompt", None) == "Answer in one word."
+    assert other.stage("promote", run, approved_by="Ada", reason="better").facts["release"] == 2
+    assert getattr(live(house), "prompt", None) == PROMPT
+    (tmp_path / "prompt.md").write_text("Answer in one word.")
+    with pytest.raises(ReleaseError, match="front matter"):
+        other.stage("propose", house.run("promote_release"))
 
 
 def test_an_index_that_lost_chunks_is_refused(house: Any) -> None:
@@ -280,7 +286,7 @@ def test_with_mlflow_away_the_row_stands_and_is_mirrored_later(house: Any, monke
     house.stage("propose", run, candidate=house.candidate(b"one").uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9")
-    made = away.stage("promote", run, approved_by="Ada")
+    made = away.stage("promote", run, approved_by="Ada", reason="better")
     assert made.facts["release"] == 1 and "MLflow" in made.facts["mirror_problem"]
     assert mirrored(house) == []
     announced = away.stage("announce", run)

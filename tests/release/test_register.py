@@ -111,6 +111,7 @@ def test_a_version_says_what_it_was_made_of(house: Any) -> None:
             "evidence_sha256": facts["evidence_sha256"],
             "manifest": f"{run}/register/manifest.json",
             "code_revision": code_revision(house.settings),
+            "training_code_revision": house.storage.require_manifest(run, "train").code_revision,
         }
         == version.tags
     )

@@ -51,7 +51,7 @@ def test_all_weights_are_trained_judged_registered_released_and_served(bench: Be
 
     make_index(bench)
     bench.run("propose", release, candidate=bench.manifest(run, "register").uri)
-    bench.run("promote", release, approved_by="Ada")
+    bench.run("promote", release, approved_by="Ada", reason="better")
     with connect(bench.database) as connection:
         live = ledger.live(connection)
     assert live is not None
