@@ -13,7 +13,8 @@ from tasks.evaluation.sets import choose, written
 from tasks.knowledge import index_tables
 from tasks.knowledge.corpora import DEFAULT, settings_of
 from tasks.release.ledger import ledger, live
-from tasks.release.propose import prompt_digest, read_prompt
+from tasks.release.propose import read_prompt
+from tasks.serving.prompt import prompt_digest
 from tasks.stage import StageContext
 from tasks.training.recipes import Recipe
 
