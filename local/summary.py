@@ -63,7 +63,7 @@ def _training(findings: Findings) -> list[str]:
 def _release(findings: Findings) -> list[str]:
     stages = findings.references.get("release", {})
     if "promote" not in stages:
-        return ["no new release: the verdict was not `promote`, the live one goes on"]
+        return ["no new release: the live one goes on"]
     facts = stages["promote"]["facts"]
     return [
         f"release {facts['release']}: model version {facts['model_version']}, index version {facts['index_version']}"

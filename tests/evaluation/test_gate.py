@@ -303,7 +303,7 @@ def another_table(found: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (said_promote, "expected the verdict 'promote', found 'hold'"),
+        (said_promote, "expected the verdict 'promote' or 'review', found 'hold'"),
         (refused, "expected the verdict 'promote'"),
         (of_another_model, "expected adapter .*, found 0000"),
         (another_measurement, "expected adapter .*, found 0000"),
