@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tasks.contracts import Manifest
 from tasks.knowledge.index_tables import Version
-from tasks.release import judged
+from tasks.release import judged, prompt_change
 from tasks.release.change import Change, prompt_digest, short
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
@@ -75,6 +75,8 @@ def markdown(proposal: Proposal, mlflow_uri: str, terms: str = "") -> str:
         "| --- | --- | --- |",
         *(f"| {name} | {before} | {after} |" for name, before, after in _rows(proposal)),
     ]
+    if live is not None and (said := prompt_change.told(live.prompt, proposal.prompt)):
+        lines += ["", *said]
     if proposal.evidence is not None:
         lines += ["", *_losses(proposal.evidence)]
         if table := judged.table(proposal.verdict):

@@ -10,6 +10,7 @@ from tasks.release.body import Proposal, markdown
 from tasks.release.change import Change, prompt_digest
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
+from tasks.release.prompt_change import told
 
 INDEX = Version(
     4, "chunks_v4", "current", "f", "pydoc:topics", "c", "minilm", 384, 79, 1203,
@@ -103,6 +104,21 @@ def test_a_doubt_comes_first_and_a_review_stands_in_the_subject() -> None:
     assert proposal.subject == "Release assistant version 3 with index version 4 (verdict: review)"
     asked = "**A person decides, whatever the settings say:**"
     assert text.index(f"{asked}\n\n- The verdict is review: few rows\n- Another prompt was measured.\n\n|") < 250
+
+
+def test_a_new_prompt_is_read_and_not_only_its_digest() -> None:
+    proposal = Proposal(release(prompt="Answer.\nBe brief."), INDEX, None, None, "Answer.\nBe kind.", NEW_MODEL, None)
+    text = markdown(proposal, "http://m")
+    assert "```diff\n--- live\n+++ proposed\n" in text
+    assert "\n-Be brief.\n+Be kind.\n```\n" in text
+    assert "says otherwise" not in markdown(replace(proposal, prompt="Answer.\nBe brief."), "http://m")
+
+
+def test_a_prompt_neither_ends_its_fence_nor_fills_the_form() -> None:
+    found = told("a", "```\n" + "long " * 1000 + "\nlast\n" * 200)
+    assert found[2] == "````diff" and "````" in found[3:]
+    assert sum(map(len, found)) < 2300 and found[-1].startswith("399 more lines")
+    assert "differ" in " ".join(told("a", "a\n"))
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
