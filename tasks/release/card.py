@@ -185,7 +185,24 @@ def _cost(facts: CardFacts) -> list[str]:
         lines.append(
             "- These weights were trained by an earlier run of the same inputs: its seconds are not among these."
         )
-    return [*lines, "- Counted are the attempts that ended the stages; attempts that failed or were preempted are not."]
+    return [*lines, *_tries(facts, spent)]
+
+
+def _tries(facts: CardFacts, spent: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say what the tries cost that are not in the table: those that failed, were preempted, or were killed."""
+    if facts.tries is None:
+        return [
+            "- Counted are the tries that ended the stages; of those that failed or were preempted nothing is known."
+        ]
+    lines = []
+    for name, lost in facts.tries.items():
+        wall, gpu = (spent.get(name, {}).get(kind, 0.0) for kind in ("wall", "gpu"))
+        gpus = f", {lost.seconds * gpu / wall:,.1f} GPU seconds if on as many GPUs" if gpu and wall else ""
+        killed = f"; {lost.killed} more never told their end, and nobody knows their seconds" if lost.killed else ""
+        lines.append(
+            f"- {name}, not in the table: {lost.failed} failed tries, {lost.seconds:,.1f} seconds{gpus}{killed}"
+        )
+    return lines or ["- No try of these stages failed or was preempted."]
 
 
 def _facts(facts: CardFacts, stage: str) -> Mapping[str, Any]:

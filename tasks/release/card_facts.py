@@ -1,7 +1,7 @@
 """The facts of a model card: what the stages of a fine-tune wrote down, and nothing else.
 
 Reads the manifests that `register` needs; those of `build_dataset` and `plan_training` where the run has them; the recipe
-and the verdict that the manifests name; `corpora.yaml` for the licence of the corpus. Writes nothing. What no stage
+and the verdict that the manifests name; `corpora.yaml` for the licence of the corpus; the failed tries of the run. Writes nothing. What no stage
 wrote down is absent here, and `unknown` or `not measured` on the card. Fails with `ManifestError` when bytes differ.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 from tasks.contracts import Manifest, manifest_uri
 from tasks.errors import SettingsError
 from tasks.knowledge import corpora
+from tasks.release.card_tries import Tries, failed_tries
 from tasks.release.evidence import Evidence
 from tasks.release.weights import release_columns
 from tasks.settings import Settings
@@ -37,6 +38,8 @@ class CardFacts:
     licences: Mapping[str, str]
     gpu_hour_price: float | None
     code_revision: str
+    tries: Mapping[str, Tries] | None = None
+    """Tries that failed, by stage; None where the database was away."""
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return a part of the recipe; empty where the recipe is not known."""
@@ -68,6 +71,7 @@ def gather(context: StageContext, evidence: Evidence, version: str) -> CardFacts
         licences=licences(context.settings, stages.get("build_dataset")),
         gpu_hour_price=context.settings.gpu_hour_price,
         code_revision=code_revision(context.settings),
+        tries=failed_tries(context, stages),
     )
 
 

@@ -11,12 +11,14 @@ from markdown_it import MarkdownIt
 from selectolax.lexbor import LexborHTMLParser
 
 from tasks.contracts import Artifact, Manifest, Option
+from tasks.database import connect
 from tasks.errors import SettingsError
 from tasks.evaluation.measures import MEASURES
 from tasks.knowledge import corpora
 from tasks.release import card, card_facts, card_page
 from tasks.release.card_facts import CardFacts
 from tasks.release.card_text import code, number, spread
+from tasks.release.card_tries import Tries
 from tasks.release.evidence import Evidence
 from tasks.settings import Settings
 
@@ -153,6 +155,18 @@ def test_a_card_says_what_is_known_of_a_fine_tune() -> None:
         and "GPU hours: 1.000; their cost: 2.50 at 2.50 a GPU hour" in cost
     )
     assert "energy: not measured" in cost and "1.500 GPU hours" in cost and "trained by an earlier run" in cost
+    assert "nothing is known" in cost
+
+
+def test_failed_tries_stand_below_the_table_of_costs() -> None:
+    tries = {"train": Tries(failed=2, seconds=90.0, killed=1), "gate": Tries(failed=1, seconds=3.25, killed=0)}
+    cost = section(card.markdown(facts(tries=tries)), "Energy and cost")
+    assert (
+        "- train, not in the table: 2 failed tries, 90.0 seconds, 180.0 GPU seconds if on as many GPUs; "
+        "1 more never told their end, and nobody knows their seconds\n"
+        "- gate, not in the table: 1 failed tries, 3.2 seconds" in cost
+    )
+    assert "No try of these stages failed" in section(card.markdown(facts(tries={})), "Energy and cost")
 
 
 def test_what_nobody_wrote_down_is_unknown_and_what_nobody_measured_is_said() -> None:
@@ -233,8 +247,16 @@ def test_the_licence_of_a_corpus_is_what_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_register_writes_the_card_of_a_fine_tune(house: Any) -> None:
     run = house.tuned(b"one")
+    with connect(house.settings.database_url.get_secret_value(), vectors=False) as connection:
+        for code, ended in ((1, "60 seconds"), (75, "30 seconds"), (0, "9 seconds"), (3, "9 seconds"), (None, None)):
+            connection.execute(
+                "INSERT INTO stage_runs (run, stage, trace_id, host, started_at, ended_at, exit_code) "
+                "VALUES (%s, 'train', 't', 'h', now(), now() + %s::interval, %s)",
+                (run, ended, code),
+            )
     registered = house.stage("register", run)
     text = house.storage.get(registered.outputs["card.md"]).decode()
+    assert "- train, not in the table: 2 failed tries, 90.0 seconds; 1 more never told their end" in text
     page = house.storage.get(registered.outputs["card.html"]).decode()
     assert text.startswith(f"# Model card: `{house.settings.model_name}` version `1`")
     assert "3.000 (2.900 to 3.100)" in text and "-0.500 (-0.600 to -0.400)" in text
