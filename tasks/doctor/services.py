@@ -109,10 +109,10 @@ def date_of_s3(place: Place) -> datetime:
 
 def registry(place: Place) -> str:
     """Register a model and a version of it in MLflow, read them back, and delete both."""
-    from tasks.tracking import answering
+    from tasks.tracking import answering, public
 
-    server = place.settings.mlflow_tracking_uri
-    _answers(server)
+    _answers(place.settings.mlflow_tracking_uri)
+    server = public(place.settings.mlflow_tracking_uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -135,6 +135,8 @@ def _answers(server: str) -> None:
     """Ask once, briefly: MLflow's own client tries for half a minute. Any answer will do. Raises ServiceUnavailable."""
     import requests
 
+    from tasks.tracking import public
+
     if not server.startswith(("http://", "https://")):
         return
     try:
@@ -143,10 +145,10 @@ def _answers(server: str) -> None:
         return  # it answers; which certificates are right is known to MLflow's client
     except (requests.ConnectionError, requests.Timeout) as error:
         raise ServiceUnavailable(
-            f"expected MLflow to answer at {server}, found {type(error).__name__}. "
+            f"expected MLflow to answer at {public(server)}, found {type(error).__name__}. "
             "Next: start it (embedded stack: `make up`), or correct MILLRACE_MLFLOW_TRACKING_URI."
         ) from error
     except requests.RequestException as error:
         raise SettingsError(
-            f"expected MILLRACE_MLFLOW_TRACKING_URI as http://host:port, found {error}. Next: correct it."
+            f"expected MILLRACE_MLFLOW_TRACKING_URI as http://host:port, found {public(str(error))}. Next: correct it."
         ) from error

@@ -203,8 +203,8 @@ def test_an_answer_without_a_date_is_told(server: Any, aws: None) -> None:
 
 @integration
 def test_mlflow_away_is_an_outage(stack_settings: Choose) -> None:
-    found = one(services.registry, stack_settings(mlflow_tracking_uri=CLOSED))
-    assert found.code == 75 and f"expected MLflow to answer at {CLOSED}" in found.found
+    found = one(services.registry, stack_settings(mlflow_tracking_uri=CLOSED.replace("//", "//ann:secret@")))
+    assert found.code == 75 and f"expected MLflow to answer at {CLOSED}, found" in found.found
 
 
 def test_an_mlflow_that_refuses_is_to_be_mended(server: Any) -> None:
