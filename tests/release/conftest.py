@@ -3,7 +3,9 @@
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from psycopg import sql
 
 from tasks.contracts import Manifest, digest, digest_of
 from tasks.database import connect, migrate
+from tasks.errors import ServiceUnavailable
 from tasks.knowledge.index_tables import current
 from tasks.registry import load_stage
 from tasks.release import evidence as proofs
@@ -217,6 +220,12 @@ def house(stack: Any, new_database: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def quick(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     """The house with MLflow away, for what is not about the registry: it takes most of the time."""
-    monkeypatch.setattr("tasks.release.mirror._mirror", lambda *_: "away")
+
+    @contextmanager
+    def away(_settings: Settings) -> Iterator[None]:
+        raise ServiceUnavailable("expected MLflow to answer, found that it is away")
+        yield
+
+    monkeypatch.setattr("tasks.release.mirror.tracking", SimpleNamespace(tried_once=nullcontext, answering=away))
     monkeypatch.setattr("tasks.release.propose._prompt_version", lambda *_: {"prompt_version": None})
     return house.with_settings(mlflow_tracking_uri="http://127.0.0.1:9")

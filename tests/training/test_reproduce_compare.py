@@ -156,7 +156,7 @@ def test_the_same_recipe_is_compared_whoever_shared_the_work() -> None:
     [
         ({"optimisation": {"seed": 1}}, {}, r"optimisation\.seed"),
         ({"optimisation": {"learning_rate": 0.5}}, {}, r"optimisation\.learning_rate"),
-        ({"evaluation": {"review_margin": 0.9}}, {}, r"evaluation\.review_margin"),
+        ({"evaluation": {"review_margin": 0.4}}, {}, r"evaluation\.review_margin"),
         ({}, {"training_fingerprint": "g"}, "inputs of training f, found g"),
     ],
 )
