@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal
 
 from tasks.contracts import Artifact, Manifest, digest, digest_of, manifest_uri, stage_uri
 from tasks.database import connect
+from tasks.energy import Meter
 from tasks.errors import ManifestError, Preempted, ServiceUnavailable
 from tasks.observability.trace import of_stage
 from tasks.options import Options, StageOptions, from_setting, resolve_options
@@ -166,7 +167,8 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
     started, clock = datetime.now(UTC), time.monotonic()
     log.info("stage=%s run=%s part=%s trace=%s start", stage.name, run, part, of_stage(run, os.environ).trace_id)
     with _sigterm(context, graceful=stage.graceful):
-        result = stage.run(context, options)
+        with Meter() as meter:
+            result = stage.run(context, options)
         manifest = Manifest(
             stage=stage.name,
             part=part,
@@ -179,7 +181,7 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
             },
             outputs=dict(result.outputs),
             counts=dict(result.counts),
-            metrics=dict(result.metrics),
+            metrics=dict(result.metrics) | _energy(meter, result),
             facts=dict(result.facts),
             options=resolved,
             code_revision=code_revision(settings),
@@ -195,6 +197,11 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
     _record_cost(manifest)
     log.info("stage=%s status=%s counts=%s manifest=%s", stage.name, manifest.status, manifest.counts, manifest.uri)
     return manifest
+
+
+def _energy(meter: Meter, result: StageResult) -> dict[str, float]:
+    """Return what the GPUs took, of a stage that used some and where they told it."""
+    return {} if meter.joules is None or not result.gpus else {"gpu_energy_joules": round(meter.joules, 1)}
 
 
 def _standing(storage: Storage, uri: str, fingerprint: str | None) -> Manifest | None:

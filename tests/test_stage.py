@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +104,27 @@ def test_a_cost_row_is_written(settings: Settings, run: str) -> None:
         row = connection.execute("SELECT * FROM stage_costs WHERE run = %s", (run,)).fetchone()
     assert row is not None
     assert (row["stage"], row["part"], row["status"]) == ("tried", "0001", "complete")
+
+
+@pytest.mark.integration
+def test_a_stage_on_gpus_tells_their_energy(
+    settings: Settings, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    lines = "2026/11/22 10:00:00.000, 0, 100.0\\n2026/11/22 10:00:02.000, 0, 100.0\\n"
+    program.write_text(f"#!/bin/sh\nprintf '{lines}'\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def work(gpus: int) -> Callable[[StageContext, Options], StageResult]:
+        def wait(_context: StageContext, _options: Options) -> StageResult:
+            time.sleep(0.5)
+            return StageResult(gpus=gpus, metrics={"loss": 1.0})
+
+        return wait
+
+    found = [run_stage(stage(work(gpus)), settings, run, str(gpus), {}).metrics for gpus in (1, 0)]
+    assert found == [{"loss": 1.0, "gpu_energy_joules": 200.0}, {"loss": 1.0}]
 
 
 @pytest.mark.integration

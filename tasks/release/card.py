@@ -178,7 +178,7 @@ def _cost(facts: CardFacts) -> list[str]:
     )
     plan = facts.stages.get("plan_training")
     lines = table(["stage", "seconds", "CPU seconds", "GPU seconds"], rows)
-    lines += [f"- GPU hours: {hours:,.3f}; their cost: {cost}", f"- energy: {NOT_MEASURED} (no stage measures it)"]
+    lines += [f"- GPU hours: {hours:,.3f}; their cost: {cost}", _energy(facts)]
     if plan is not None:
         lines.append(f"- estimated before the training: {number(plan.metrics.get('gpu_hours'), ',.3f')} GPU hours")
     if facts.evidence.train.facts.get("reused") is True:
@@ -186,6 +186,15 @@ def _cost(facts: CardFacts) -> list[str]:
             "- These weights were trained by an earlier run of the same inputs: its seconds are not among these."
         )
     return [*lines, *_tries(facts, spent)]
+
+
+def _energy(facts: CardFacts) -> str:
+    found = {name: manifest.metrics.get("gpu_energy_joules") for name, manifest in facts.stages.items()}
+    measured = {name: joules / 3.6e6 for name, joules in found.items() if joules is not None}
+    if not measured:
+        return f"- energy: {NOT_MEASURED} (no GPU told its power)"
+    parts = ", ".join(f"{name} {hours:,.4f}" for name, hours in measured.items())
+    return f"- energy of the GPUs, as they told their power: {sum(measured.values()):,.4f} kWh ({parts})"
 
 
 def _tries(facts: CardFacts, spent: Mapping[str, Mapping[str, float]]) -> list[str]:

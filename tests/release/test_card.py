@@ -158,6 +158,13 @@ def test_a_card_says_what_is_known_of_a_fine_tune() -> None:
     assert "nothing is known" in cost
 
 
+def test_energy_is_what_the_gpus_told() -> None:
+    whole = facts()
+    train = whole.stages["train"].model_copy(update={"metrics": {"gpu_energy_joules": 7_200_000.0}})
+    text = section(card.markdown(facts(stages={**whole.stages, "train": train})), "Energy and cost")
+    assert "- energy of the GPUs, as they told their power: 2.0000 kWh (train 2.0000)" in text
+
+
 def test_failed_tries_stand_below_the_table_of_costs() -> None:
     tries = {"train": Tries(failed=2, seconds=90.0, killed=1), "gate": Tries(failed=1, seconds=3.25, killed=0)}
     cost = section(card.markdown(facts(tries=tries)), "Energy and cost")
