@@ -22,6 +22,7 @@ from tasks.release.evidence import Evidence
 from tasks.release.ledger import ledger
 from tasks.release.mirror import reconcile_mirrors
 from tasks.release.signed_candidate import endorsed, signed
+from tasks.release.signing_keys import key_id, signing_key
 from tasks.release.weights import release_columns, verify
 from tasks.settings import Settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, code_revision
@@ -190,4 +191,10 @@ def _run_url(client: Any, settings: Settings, run_id: str) -> str:
     return f"{tracking.public(settings.mlflow_tracking_uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
-STAGE = Stage("register", Options, run, needs=("validate_dataset", "train", "evaluate", "gate"))
+def _signer(context: StageContext) -> str | None:
+    """Return the id of the key that would sign, or None: what another one signed, or nobody, is registered again."""
+    private = signing_key(context.settings)
+    return key_id(private.public_key()) if private is not None else None
+
+
+STAGE = Stage("register", Options, run, needs=("validate_dataset", "train", "evaluate", "gate"), reads=_signer)

@@ -4,9 +4,11 @@ import multiprocessing
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tasks import tracking
 from tasks.errors import ReleaseError, ServiceUnavailable
+from tasks.release.signing_keys import make_pair
 from tasks.stage import code_revision
 
 pytestmark = pytest.mark.integration
@@ -115,3 +117,12 @@ def test_a_version_says_what_it_was_made_of(house: Any) -> None:
         }
         == version.tags
     )
+
+
+def test_what_nobody_signed_is_registered_again_once_there_is_a_key(house: Any) -> None:
+    run = house.tuned(b"one")
+    bare = house.stage("register", run)
+    assert "endorsement" not in bare.facts and house.stage("register", run) == bare
+    private, _public = make_pair()
+    signed = house.with_settings(signing_key=SecretStr(private)).stage("register", run)
+    assert signed.facts["endorsement"] and signed.facts["model_version"] == bare.facts["model_version"]
