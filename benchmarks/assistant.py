@@ -128,8 +128,8 @@ def _release(settings: Any) -> None:
     from tasks import models
     from tasks.knowledge.index_tables import current
     from tasks.release import ledger
-    from tasks.release.change import prompt_digest
     from tasks.release.propose import read_prompt
+    from tasks.serving.prompt import prompt_digest
     from tasks.storage import Storage
 
     folder = models.fetch(settings.base_model, Path(settings.cache_dir), Storage(settings.s3_endpoint_url))

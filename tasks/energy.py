@@ -6,15 +6,12 @@ processors, fans or cooling. Time is the tool's own, for its lines may come late
 change evenly. Writes nothing. Where the tool is not there or tells no power, nothing is known: `joules` is None, never 0.
 """
 
-import logging
 import os
 import shutil
 import subprocess
 import threading
 from datetime import datetime
 from types import TracebackType
-
-log = logging.getLogger(__name__)
 
 _EVERY = 1000  # milliseconds between two readings
 _MOMENT = "%Y/%m/%d %H:%M:%S.%f"
@@ -58,8 +55,6 @@ class Meter:
             self._tool.kill()
             self._tool.wait()
         self._reader.join(timeout=5)  # it ends with the output
-        if self.joules is None:
-            log.warning("nvidia-smi is here, and told no power of a GPU twice: the energy is not known")
 
     def _read(self) -> None:
         assert self._tool is not None and self._tool.stdout is not None

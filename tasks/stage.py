@@ -201,7 +201,12 @@ def run_stage(stage: Stage[Any], settings: Settings, run: str, part: str | None,
 
 def _energy(meter: Meter, result: StageResult) -> dict[str, float]:
     """Return what the GPUs took, of a stage that used some and where they told it."""
-    return {} if meter.joules is None or not result.gpus else {"gpu_energy_joules": round(meter.joules, 1)}
+    if not result.gpus:
+        return {}
+    if meter.joules is None:
+        log.warning("nvidia-smi told no power of a GPU twice, or is not here: the energy is not known")
+        return {}
+    return {"gpu_energy_joules": round(meter.joules, 1)}
 
 
 def _standing(storage: Storage, uri: str, fingerprint: str | None) -> Manifest | None:

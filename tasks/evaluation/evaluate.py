@@ -39,7 +39,7 @@ from tasks.serving.prompt import Prompt, parse_prompt
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
 from tasks.training.encoding import pad_id
 from tasks.training.endpoint import ChatEndpoint
-from tasks.training.recipes import Recipe
+from tasks.training.recipes import Recipe, read_recipe
 
 __all__ = ["STAGE", "compare", "read_scores"]
 NO_TEMPLATE = "the base model has no chat template, so it answers nobody"
@@ -73,7 +73,7 @@ class Asked:
 def run(context: StageContext, options: Options) -> StageResult:
     """Measure all models and compare them in pairs."""
     train = context.inputs["train"]
-    recipe = Recipe.model_validate(context.storage.get_json(context.input("train", "recipe")), strict=False)
+    recipe = read_recipe(context.storage, context.input("train", "recipe"))
     held_out = context.input("validate_dataset", "held_out")
     rows = list(context.storage.get_rows(held_out))
     with ledger(context.settings) as connection:

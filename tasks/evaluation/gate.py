@@ -20,7 +20,7 @@ from tasks.evaluation.table import read_table
 from tasks.evaluation.verdict import Result, examine
 from tasks.release.weights import claimed, trained, verify
 from tasks.stage import Stage, StageContext, StageOptions, StageResult
-from tasks.training.recipes import Recipe
+from tasks.training.recipes import Recipe, read_recipe
 
 _ROUNDING = 1e-9
 
@@ -32,7 +32,7 @@ class Options(StageOptions):
 def run(context: StageContext, options: Options) -> StageResult:
     """Write the verdict on the candidate of this run."""
     train, evaluate = context.inputs["train"], context.inputs["evaluate"]
-    recipe = Recipe.model_validate(context.storage.get_json(context.input("train", "recipe")), strict=False)
+    recipe = read_recipe(context.storage, context.input("train", "recipe"))
     try:
         doubt = doubts(context, recipe)
         result = Result("hold", doubt) if doubt else _judged(context, recipe)

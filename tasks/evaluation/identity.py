@@ -1,8 +1,8 @@
 """What a measurement reads besides its inputs: an earlier one stands only while all of it is the same.
 
-Reads the live release, the index version that serves and how it is searched, the assistant's prompt, the judge's address, and the sets that the
-recipe asks for. Writes nothing. Fails with `DataError`, `ReleaseError` or `SettingsError` when one of them is missing or
-malformed.
+Reads the live release, the index version that serves and how it is searched, the assistant's prompt, the judge's address, and
+the sets that the recipe asks for. Writes nothing. Fails with `DataError`, `ReleaseError` or `SettingsError` when one of them is
+missing or malformed.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from tasks.release.ledger import ledger, live
 from tasks.release.propose import read_prompt
 from tasks.serving.prompt import prompt_digest
 from tasks.stage import StageContext
-from tasks.training.recipes import Recipe
+from tasks.training.recipes import read_recipe
 
 
 def identity(context: StageContext) -> dict[str, Any]:
     """Return the names and digests of what is read; the judge's key is none of it."""
-    recipe = Recipe.model_validate(context.storage.get_json(context.input("train", "recipe")), strict=False)
+    recipe = read_recipe(context.storage, context.input("train", "recipe"))
     with ledger(context.settings) as connection:
         release, version = live(connection), index_tables.current(connection)
     chosen, left_out = choose(context.settings, context.storage, recipe.evaluation, indexed=version is not None)

@@ -21,10 +21,8 @@ from tasks.stage import StageOptions
 
 POLICY = "policy"  # in whose name Airflow answers where no person is needed
 _SKEW = timedelta(minutes=5)
-REASON, NAME = (
-    2_000,
-    200,
-)  # characters: both stand in manifests' references, which have a limit, and in the ledger for ever
+# Characters: both stand in manifests' references, which have a limit, and in the ledger for ever.
+REASON, NAME = 2_000, 200
 
 
 class Answer(StageOptions):

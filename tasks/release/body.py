@@ -10,9 +10,10 @@ from typing import Any, Literal
 from tasks.contracts import Manifest
 from tasks.knowledge.index_tables import Version
 from tasks.release import judged, prompt_change
-from tasks.release.change import Change, prompt_digest, short
+from tasks.release.change import Change, short
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
+from tasks.serving.prompt import prompt_digest
 
 _SHORT = 12
 _RETRIEVAL = (("recall@5", "recall_at_5"), ("nDCG@10", "ndcg_at_10"), ("MRR", "mrr"), ("ANN recall", "ann_recall"))

@@ -5,7 +5,6 @@ Reads the ledger, an index version, a prompt's text and the proven evidence of a
 an index version other than the verdict was measured with, and a part that was rolled back. Writes nothing.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from tasks.release import ledger as releases
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
 from tasks.release.weights import release_columns
+from tasks.serving.prompt import prompt_digest
 
 _SHORT = 12
 _MOST = 200  # of somebody's reason: the form goes through XCom, which has a limit
@@ -53,11 +53,6 @@ def change(
         corpus=index.corpus,
         doubts=tuple(doubts),
     )
-
-
-def prompt_digest(prompt: str) -> str:
-    """Return what names a prompt: the SHA-256 of its text."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def short(text: object) -> str:

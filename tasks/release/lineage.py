@@ -12,7 +12,7 @@ from tasks.release import evidence as proofs
 from tasks.release import ledger as releases
 from tasks.release.ledger import Release
 from tasks.release.lineage_index import index_of
-from tasks.release.lineage_rows import files_below, read, told
+from tasks.release.lineage_rows import files_below, frozen, read, told
 from tasks.release.lineage_walk import Found, Walk
 
 
@@ -90,8 +90,7 @@ def _dataset_files(walk: Walk, release: Release, validated: Manifest | None) -> 
         walk.lost.append("the release names no dataset")
         return {}
     if validated is not None:
-        sides = ("train", "validation", "held_out")
-        return {side: validated.outputs[side] for side in sides if side in validated.outputs}
+        return frozen(validated)
     walk.lost.append(
         f"rows below {walk.bucket}/datasets/{release.dataset_sha256}/ are read as they lie there: their digests were in the evidence"
     )

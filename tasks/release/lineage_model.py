@@ -10,7 +10,7 @@ from tasks.contracts import Artifact, Manifest, stage_uri
 from tasks.errors import DataError, ManifestError
 from tasks.release import ledger as releases
 from tasks.release.lineage_back import DIGEST, models_of, releases_of
-from tasks.release.lineage_rows import files_below, read, told
+from tasks.release.lineage_rows import files_below, frozen, read, told
 from tasks.release.lineage_walk import Found, Walk
 from tasks.settings import Settings
 
@@ -97,8 +97,7 @@ def _manifests(walk: Walk, tags: dict[str, str]) -> dict[str, Manifest]:
 
 def _files(walk: Walk, sha256: str, validated: Manifest | None) -> dict[str, Artifact | str]:
     if validated is not None:
-        sides = ("train", "validation", "held_out")
-        return {side: validated.outputs[side] for side in sides if side in validated.outputs}
+        return frozen(validated)
     if not DIGEST.fullmatch(sha256):
         walk.lost.append("its dataset: its tag `dataset_sha256` names none")
         return {}

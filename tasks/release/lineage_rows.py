@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.contracts import Artifact
+from tasks.contracts import Artifact, Manifest
 from tasks.errors import ManifestError, ServiceUnavailable
 from tasks.release.lineage_walk import Found, Walk
 from tasks.storage import Storage
@@ -52,6 +52,12 @@ def files_below(walk: Walk, sha256: str) -> dict[str, Artifact | str]:
     """Return by side what lies at the place of a dataset; nothing says what its bytes should be."""
     folder = f"{walk.bucket}/datasets/{sha256}/"
     return {uri.removeprefix(folder).removesuffix(".jsonl"): uri for uri, _size, _etag in walk.storage.list(folder)}
+
+
+def frozen(validated: Manifest) -> dict[str, Artifact | str]:
+    """Return the rows that `validate_dataset` froze, by side."""
+    sides = ("train", "validation", "held_out")
+    return {side: validated.outputs[side] for side in sides if side in validated.outputs}
 
 
 def read(walk: Walk, files: dict[str, Artifact | str]) -> Examples:

@@ -6,7 +6,8 @@ newest release that names it). A version that went live is no `candidate` any mo
 what was rolled back is not proposed once more by itself. Reads `releases`, writes `release_mirrors`. The aliases come
 first and are compared at every start, so that one that was moved by hand is put back. A release whose version MLflow holds
 no more is recorded as such, and holds up no other. A server that is away costs the mirror only: the row stays open, and
-the next release stage tries again (`reconcile_mirrors` is the first thing each of them does).
+the next release stage tries again (`reconcile_mirrors`: `propose`, `register` and
+`promote` begin with it, `roll_back` ends with it).
 """
 
 import logging

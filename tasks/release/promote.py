@@ -19,13 +19,13 @@ from tasks.release import approval
 from tasks.release import evidence as proofs
 from tasks.release import index as indexes
 from tasks.release import ledger as releases
-from tasks.release.change import change, prompt_digest
+from tasks.release.change import change
 from tasks.release.ledger import Parts, Release, ledger
 from tasks.release.mirror import MirrorState, reconcile_mirrors
 from tasks.release.propose import require_fair_comparison
 from tasks.release.proven import Proven, read
 from tasks.release.signing import seal
-from tasks.serving.prompt import parse_prompt
+from tasks.serving.prompt import parse_prompt, prompt_digest
 from tasks.stage import Stage, StageContext, StageResult
 from tasks.storage import Storage
 

@@ -19,6 +19,7 @@ from tasks.evaluation.margins import GUARDS, ONLY_BY_RECIPE, WIDEST
 from tasks.settings import repository_path
 
 if TYPE_CHECKING:
+    from tasks.contracts import Artifact
     from tasks.storage import Storage  # the ranks read a recipe too, and have no use for its packages
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -265,6 +266,11 @@ def _misfits(recipe: Recipe) -> list[str]:
 def names() -> list[str]:
     """Return the names of the recipes there are."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(storage: "Storage", kept: "Artifact") -> Recipe:
+    """Return a recipe as a training kept it among its outputs. Raises ManifestError, and ValidationError for other keys."""
+    return Recipe.model_validate(storage.get_json(kept), strict=False)
 
 
 def load_recipe(name: str, folder: Path = RECIPES, storage: "Storage | None" = None) -> Recipe:

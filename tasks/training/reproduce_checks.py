@@ -22,7 +22,7 @@ from tasks.storage import Storage
 from tasks.training import adapters
 from tasks.training.job import Plan
 from tasks.training.made_with import made_with
-from tasks.training.recipes import Recipe, load_recipe
+from tasks.training.recipes import Recipe, load_recipe, read_recipe
 from tasks.training.reproduce_original import Original
 from tasks.training.team import Team, gpus_here
 
@@ -114,9 +114,8 @@ def kept_recipe(storage: Storage, train: Manifest) -> Recipe:
     """Return the recipe that a training was done with. Raises ManifestError, RecipeError."""
     if "recipe" not in train.outputs:
         raise ManifestError(f"expected an output recipe in {train.uri}, found none.")
-    raw = storage.get_json(train.outputs["recipe"])
     try:
-        return Recipe.model_validate(raw, strict=False)
+        return read_recipe(storage, train.outputs["recipe"])
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, item["loc"])) for item in error.errors(include_url=False))
         raise RecipeError(

@@ -17,11 +17,11 @@ from tasks.errors import ServiceUnavailable
 from tasks.knowledge.index_tables import current
 from tasks.registry import load_stage
 from tasks.release import evidence as proofs
-from tasks.release.change import prompt_digest
 from tasks.release.evidence import LETS_ON
 from tasks.release.propose import read_prompt
 from tasks.release.register import facts_of
 from tasks.release.signed_candidate import endorsed
+from tasks.serving.prompt import prompt_digest
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, run_stage

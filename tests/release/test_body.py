@@ -7,10 +7,11 @@ from typing import Any
 from tasks.contracts import Artifact, Manifest, Option
 from tasks.knowledge.index_tables import Version
 from tasks.release.body import Proposal, markdown
-from tasks.release.change import Change, prompt_digest
+from tasks.release.change import Change
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Release
 from tasks.release.prompt_change import told
+from tasks.serving.prompt import prompt_digest
 
 INDEX = Version(
     4, "chunks_v4", "current", "f", "pydoc:topics", "c", "minilm", 384, 79, 1203,
