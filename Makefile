@@ -6,6 +6,8 @@
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 RUN := .venv/bin/python
+# A worker that dies ends the run: pytest-xdist would start another one, and then wait for the dead one's tests for ever.
+SIDE_BY_SIDE = -n $(TEST_WORKERS) --dist loadfile --max-worker-restart=0
 # Files of tests that run side by side; each worker starts a stack of its own.
 TEST_WORKERS ?= 2
 
@@ -28,13 +30,13 @@ demo: setup ## run the whole loop, from documents to drift, and show a summary
 	@$(RUN) -m local.demo
 
 test: setup ## run the tests, two files at a time; they start what they need themselves
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=12 -m "not terraform and not compose and not long"
+	@$(RUN) -m pytest $(SIDE_BY_SIDE) --no-loadscope-reorder --durations=12 -m "not terraform and not compose and not long"
 
 test-long: setup ## run the longest tests: every recipe trained, restores and syncs killed, hostile documents, whole models
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=5 -m long
+	@$(RUN) -m pytest $(SIDE_BY_SIDE) --no-loadscope-reorder --durations=5 -m long
 
 test-terraform: setup ## plan infra/terraform, and apply it to an emulator of AWS (needs terraform and its AWS provider)
-	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m terraform
+	@$(RUN) -m pytest $(SIDE_BY_SIDE) -m terraform
 
 test-compose: setup ## build docker-compose.yml, run the loop through it (needs a Docker engine)
 	@$(RUN) -m pytest -m compose --durations=5

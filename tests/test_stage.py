@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from tasks.settings import Settings, load_settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, run_stage
 from tasks.storage import Storage
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u@127.0.0.1/x", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
 
 
@@ -148,29 +151,40 @@ def test_a_missing_or_damaged_input_is_refused(settings: Settings, run: str) -> 
         run_stage(after, settings, run, None, {})
 
 
+def ended(name: str, run: str, **changes: Any) -> str:
+    """Return how the stage `tried` ends in a process of its own, whose function `name` here sends SIGTERM to its process."""
+    code = f"""
+from tests import test_stage
+from tasks.settings import settings
+try:
+    test_stage.run_stage(test_stage.stage(test_stage.{name}, **{changes!r}), settings(), {run!r}, None, {{}})
+except test_stage.Preempted as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stopped_at_work(context: StageContext, options: Options) -> StageResult:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return StageResult()
+
+
+def stopped_and_saving(context: StageContext, options: Options) -> StageResult:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise Preempted(f"saved, stopping={context.stopping()}")
+
+
 @pytest.mark.integration
 def test_sigterm_leaves_no_manifest(settings: Settings, run: str) -> None:
-    def killed(context: StageContext, options: Options) -> StageResult:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return StageResult()
-
-    with pytest.raises(Preempted):
-        run_stage(stage(killed), settings, run, None, {})
+    assert "expected tried to end, found SIGTERM" in ended("stopped_at_work", run)
     assert Storage(settings.s3_endpoint_url).read_manifest(f"{run}/tried/manifest.json") is None
 
 
 @pytest.mark.integration
 def test_a_graceful_stage_sees_the_signal_and_decides(settings: Settings, run: str) -> None:
-    seen = []
-
-    def saves(context: StageContext, options: Options) -> StageResult:
-        os.kill(os.getpid(), signal.SIGTERM)
-        seen.append(context.stopping())
-        raise Preempted("saved")
-
-    with pytest.raises(Preempted, match="saved"):
-        run_stage(stage(saves, graceful=True), settings, run, None, {})
-    assert seen == [True]
+    assert ended("stopped_and_saving", run, graceful=True) == "saved, stopping=True\n"
 
 
 @pytest.mark.integration
