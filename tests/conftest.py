@@ -1,5 +1,6 @@
 """What all tests share: the embedded stack, started once a session for those marked `integration`."""
 
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,17 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, the others in their order."""
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def handlers_end_with_the_test() -> Iterator[None]:
+    """Take away what a command that ran in this process hung on the root logger: its stream is closed with the test."""
+    root = logging.getLogger()
+    before = [*root.handlers]
+    yield
+    for handler in [*root.handlers]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
