@@ -97,7 +97,7 @@ def checks(
 
 
 def unseen(found: Sequence[Check], left_out: Mapping[str, str], how: Evaluation, *, champion: bool) -> list[NotJudged]:
-    """Return the sets of which no measure was judged, and why: what nobody looked at is released by a person only.
+    """Return the sets of which no measure was judged, and why.
 
     One may be missing: golden questions of the very first release, for which there is no index yet.
     """
@@ -108,6 +108,12 @@ def unseen(found: Sequence[Check], left_out: Mapping[str, str], how: Evaluation,
         if name not in judged | {PRIMARY.set} and (champion or (name, why) != ("golden", NO_INDEX)):
             missing.append(NotJudged(name, why))
     return missing
+
+
+def asked_for(name: str, how: Evaluation) -> bool:
+    """Return whether the recipe asks for rows of a set: 0 says that a person looks instead."""
+    counts = {"golden": how.golden_questions, "safety": how.safety_probes, "format": how.format_probes}
+    return counts.get(name) != 0
 
 
 def judge_guards(found: Sequence[Check], how: Evaluation) -> list[Judged]:

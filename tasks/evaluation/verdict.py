@@ -2,8 +2,8 @@
 
 Reads and writes nothing but its arguments. Whatever is missing, odd or too little is `hold`; only an interval of the
 primary measure that lies wholly below zero, and below the recipe's margin, is `promote`, and only while no guard says
-otherwise: one that surely got worse than its margin is `hold`, one that perhaps did is `review`, and so is a whole set that
-nobody could look at (docs/evaluation.md).
+otherwise: one that surely got worse than its margin is `hold`, one that perhaps did is `review`. A whole set that nobody could
+look at is `hold` too, or `review` where the recipe itself asks for none of its rows (docs/evaluation.md).
 """
 
 import math
@@ -12,7 +12,17 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.errors import EvidenceError
 from tasks.evaluation.changed import most_changed
-from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards, unseen
+from tasks.evaluation.guards import (
+    Check,
+    Judged,
+    NotJudged,
+    asked_for,
+    checks,
+    described,
+    drawn_of,
+    judge_guards,
+    unseen,
+)
 from tasks.evaluation.measures import PRIMARY, SETS
 from tasks.evaluation.pairs import Pair, Row, paired, values
 from tasks.release.weights import claimed
@@ -66,7 +76,7 @@ def examine(table: Sequence[Row], metrics: Mapping[str, float], facts: Mapping[s
         return Result("hold", str(error))
     guards = judge_guards(found, bounds)
     verdict = decide(careful(judge(metrics, facts, bounds), primary.rows, surest, bounds), guards)
-    verdict = seen(verdict, unseen(found, left_out, bounds, champion=champion))
+    verdict = seen(verdict, unseen(found, left_out, bounds, champion=champion), bounds)
     return Result(verdict.word, verdict.reason, [primary, *guards], left, most_changed(pairs))
 
 
@@ -96,11 +106,18 @@ def decide(primary: Verdict, guards: Sequence[Judged]) -> Verdict:
     return primary
 
 
-def seen(verdict: Verdict, missing: Sequence[NotJudged]) -> Verdict:
-    """Return the verdict, or review where sets are `missing`: that nothing was found in what nobody read is no promise."""
+def seen(verdict: Verdict, missing: Sequence[NotJudged], bounds: Evaluation) -> Verdict:
+    """Return the verdict as sets that are `missing` leave it: that nothing was found in what nobody read is no promise.
+
+    A set that the recipe asks for must be there: hold. One that it asks for none of is a person's to look at: review.
+    """
     if verdict.word == "hold" or not missing:
         return verdict
-    sets = ", ".join(f"{one.what} ({one.why})" for one in missing)
+    asked = [one for one in missing if asked_for(one.what, bounds)]
+    sets = ", ".join(f"{one.what} ({one.why})" for one in asked or missing)
+    if asked:
+        hint = "Next: give the set enough rows, or ask for none of it in the recipe, and a person decides"
+        return Verdict("hold", f"evidence is missing: {sets}. {hint}")
     return Verdict("review", f"not judged: {sets}; {verdict.reason}")
 
 

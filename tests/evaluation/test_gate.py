@@ -17,7 +17,7 @@ from tasks.evaluation.measures import MODELS
 from tasks.evaluation.table import put_table
 from tasks.release import evidence
 from tasks.stage import StageResult
-from tasks.training.recipes import load_recipe
+from tasks.training.recipes import Recipe, load_recipe
 from tests.evaluation.tables import Table, change, make_table
 
 RECIPE = load_recipe("demo").model_copy(
@@ -83,7 +83,7 @@ def losses(table: Table) -> list[dict[str, Any]]:
     return list(by_id.values())
 
 
-def make(table: Table | None = None) -> Any:
+def make(table: Table | None = None, recipe: Recipe = RECIPE) -> Any:
     """Return a context in which all belongs together, and the candidate is better."""
     storage, table = Memory(), make_table() if table is None else table
     weights = {"adapter_model.safetensors": storage.put_bytes(f"{ADAPTER}/adapter_model.safetensors", b"w")}
@@ -105,12 +105,12 @@ def make(table: Table | None = None) -> Any:
         "sets": {name: {"sha256": artifact.sha256, "rows": artifact.rows} for name, artifact in sets.items()},
     }  # fmt: skip
     train_facts = {"weights": "adapter", "adapter_uri": ADAPTER, "adapter_sha256": digest_of(weights)}
-    recipe = storage.put_json("s3://b/recipe.json", RECIPE.model_dump(mode="json"))
+    asked = storage.put_json("s3://b/recipe.json", recipe.model_dump(mode="json"))
     files = {f"adapter/{name}": artifact for name, artifact in weights.items()}
     inputs = {
         "validate_dataset": SimpleNamespace(outputs={"held_out": sets["held_out"]}),
-        "train": SimpleNamespace(outputs=files | {"recipe": recipe}, facts=train_facts, base_model="b", uri="train"),
-        "evaluate": SimpleNamespace(outputs=outputs, facts=facts, metrics=compare(read_scores(rows), RECIPE)),
+        "train": SimpleNamespace(outputs=files | {"recipe": asked}, facts=train_facts, base_model="b", uri="train"),
+        "evaluate": SimpleNamespace(outputs=outputs, facts=facts, metrics=compare(read_scores(rows), recipe)),
     }
     assert set(rows[0]["loss"]) == set(MODELS)
     return Context(storage=storage, inputs=inputs, folder="s3://b/gate")
@@ -143,7 +143,8 @@ def test_a_guard_closes_the_gate() -> None:
 def test_a_candidate_for_a_person_is_complete_and_says_so() -> None:
     """Only hold ends refused: a candidate that nobody could register would never meet the person who must decide."""
     rows = [row for row in make_table() if row["set"] != "safety"]
-    context = make(rows)
+    none = RECIPE.model_copy(update={"evaluation": RECIPE.evaluation.model_copy(update={"safety_probes": 0})})
+    context = make(rows, none)
     context.inputs["evaluate"].facts["left_out"] = {"safety": "the recipe asks for none"}
     context.inputs["evaluate"].facts["judge"] = {"unavailable": "found status 500 5 times"}
     result = judged(context)

@@ -122,26 +122,40 @@ def test_a_figure_that_is_neither_yes_nor_no_is_no_evidence() -> None:
     assert (result.word, "expected refused of safety 0 in safety as 0 or 1" in result.reason) == ("hold", True)
 
 
-@pytest.mark.parametrize("name", ["golden", "safety", "format"])
+COUNT = {"golden": "golden_questions", "safety": "safety_probes", "format": "format_probes"}
+
+
+@pytest.mark.parametrize("name", COUNT)
 @pytest.mark.parametrize("why", [NONE_ASKED, NO_INDEX, "the base model has no chat template, so it answers nobody"])
-def test_a_whole_set_that_was_left_out_is_for_a_person(name: str, why: str) -> None:
+def test_a_whole_set_that_is_missing_holds(name: str, why: str) -> None:
+    """Whatever the evidence says of the reason: the recipe asks for the set."""
     table = [one for one in make_table() if one["set"] != name]
     result = verdict(table, left_out={name: why})
-    assert (result.word, result.reason.startswith(f"not judged: {name} ({why}); better: ")) == ("review", True)
-    regressed = verdict(change(table, "loss", 1e6, ids=60), left_out={name: why})
+    assert (result.word, result.reason.startswith(f"evidence is missing: {name} ({why}). Next: ")) == ("hold", True)
+
+
+@pytest.mark.parametrize("name", COUNT)
+def test_a_set_that_the_recipe_asks_for_none_of_is_for_a_person(name: str) -> None:
+    none = BOUNDS.model_copy(update={COUNT[name]: 0})
+    table = [one for one in make_table() if one["set"] != name]
+    result = verdict(table, none, left_out={name: NONE_ASKED})
+    assert (result.word, result.reason.startswith(f"not judged: {name} ({NONE_ASKED}); better: ")) == ("review", True)
+    regressed = verdict(change(table, "loss", 1e6, ids=60), none, left_out={name: NONE_ASKED})
     assert regressed.word == "hold", "what is missing takes nothing back"
+    two = verdict([one for one in table if one["set"] == "held_out"], none, left_out=dict.fromkeys(COUNT, NONE_ASKED))
+    assert (two.word, f"{name} (" in two.reason) == ("hold", False), "the sets that it asks for are missing"
 
 
 @pytest.mark.parametrize("rows", [7, 8])
-def test_a_set_with_too_few_rows_is_for_a_person(rows: int) -> None:
+def test_a_set_with_too_few_rows_holds(rows: int) -> None:
     result = verdict(make_table(rows={"held_out": 60, "golden": 40, "safety": rows, "format": 12}))
-    assert result.word == ("review" if rows < 8 else "promote")
-    assert result.reason.startswith("not judged: safety (no measure has 8 rows); ") == (rows < 8)
+    assert result.word == ("hold" if rows < 8 else "promote")
+    assert result.reason.startswith("evidence is missing: safety (no measure has 8 rows). ") == (rows < 8)
 
 
-def test_rows_that_are_fewer_than_the_recipe_wants_are_for_a_person() -> None:
+def test_rows_that_are_fewer_than_the_recipe_wants_hold() -> None:
     strict = BOUNDS.model_copy(update={"guard_rows": 50})
-    assert verdict(make_table(), strict).reason.startswith("not judged: golden (no measure has 50 rows), safety (")
+    assert verdict(make_table(), strict).reason.startswith("evidence is missing: golden (no measure has 50 rows), safety (")
 
 
 def test_the_very_first_release_has_no_index_to_be_asked_from() -> None:
@@ -150,7 +164,7 @@ def test_the_very_first_release_has_no_index_to_be_asked_from() -> None:
         return verdict(table, champion=champion, left_out={"golden": why}).word
 
     assert word(NO_INDEX, champion=False) == "promote"
-    assert word(NO_INDEX, champion=True) == word(NONE_ASKED, champion=False) == "review"
+    assert word(NO_INDEX, champion=True) == word(NONE_ASKED, champion=False) == "hold"
 
 
 def test_what_is_better_lower_is_judged_the_other_way_round() -> None:
@@ -197,10 +211,8 @@ def test_margins_are_the_recipes_own() -> None:
 
 def test_few_rows_are_not_judged_and_that_is_told() -> None:
     rows = {"held_out": 60, "golden": 6, "safety": 24}
-    result = verdict(
-        change(make_table(rows=rows), "token_f1", 0.0, ids=6), left_out={"format": "the recipe asks for none"}
-    )
-    assert result.word == "review", "a person decides where whole sets have too few rows"
+    result = verdict(change(make_table(rows=rows), "token_f1", 0.0, ids=6), left_out={"format": NONE_ASKED})
+    assert result.word == "hold"
     told = {one.what: one.why for one in result.not_judged}
     assert told["golden token_f1"] == "6 rows are fewer than 8"
     assert told["format"] == "the recipe asks for none"
