@@ -155,7 +155,9 @@ def test_a_set_with_too_few_rows_holds(rows: int) -> None:
 
 def test_rows_that_are_fewer_than_the_recipe_wants_hold() -> None:
     strict = BOUNDS.model_copy(update={"guard_rows": 50})
-    assert verdict(make_table(), strict).reason.startswith("evidence is missing: golden (no measure has 50 rows), safety (")
+    assert verdict(make_table(), strict).reason.startswith(
+        "evidence is missing: golden (no measure has 50 rows), safety ("
+    )
 
 
 def test_the_very_first_release_has_no_index_to_be_asked_from() -> None:

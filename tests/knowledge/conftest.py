@@ -1,5 +1,6 @@
 """A database of the module's own, and a small corpus that is synced in this process."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,16 @@ import psycopg
 import pytest
 
 from tasks.database import migrate
+from tasks.knowledge.embedders import openvino_runner
 from tests.knowledge.syncing import ANIMALS, Sync, document, environment_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_are_compiled_once() -> Iterator[None]:
+    """Every stage compiles its model, in a process of its own; here hundreds of stages run in one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_runner, "compiled", functools.cache(openvino_runner.compiled))
+        yield
 
 
 @pytest.fixture(scope="module")

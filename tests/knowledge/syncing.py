@@ -1,5 +1,6 @@
 """A small corpus in a folder, golden questions about it, and the stages of sync_knowledge over both, in this process."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,17 @@ from tasks.contracts import Manifest
 from tasks.database import connect
 from tasks.knowledge import index_tables
 from tasks.registry import load_stage
-from tasks.settings import load_settings, settings
+from tasks.settings import Settings, load_settings, settings
 from tasks.stage import run_stage
 
 SENTENCE = "The {animal} sleeps by day and hunts {prey} by night; rule number {n} says that nobody may wake it. "
 ANIMALS = {"owl": "mice", "fox": "rabbits", "bat": "moths", "cat": "birds", "wolf": "deer", "lynx": "hares"}
+
+
+@functools.cache
+def read(environment: tuple[tuple[str, str], ...]) -> Settings:
+    """Return the settings of an environment; reading them anew for each of hundreds of stages takes seconds."""
+    return load_settings(dict(environment))
 
 
 @dataclass
@@ -39,7 +46,7 @@ class Sync:
             "MILLRACE_CORPUS": str(self.corpus),
             "MILLRACE_GOLDEN_QUESTIONS": str(self.golden),
         }
-        return run_stage(load_stage(name), load_settings(values | self.changes), self.uri(run), part, options)
+        return run_stage(load_stage(name), read(tuple((values | self.changes).items())), self.uri(run), part, options)
 
     def uri(self, run: str) -> str:
         return f"s3://{self.environment['MILLRACE_S3_BUCKET']}/runs/sync_knowledge/{self.corpus.parent.name}-{run}"

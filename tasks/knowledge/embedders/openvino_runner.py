@@ -43,14 +43,13 @@ class OpenVinoRunner:
         cache: Path,
     ) -> None:
         path = converted(folder, digest, precision, cache)
-        ov = openvino()
         count = threads or len(os.sched_getaffinity(0))
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": count,
             "NUM_STREAMS": count,
         }
-        self._model: Any = ov.Core().compile_model(str(path), "CPU", options)
+        self._model = compiled(path, tuple(options.items()))
         self._streams = count
 
     def run(self, batches: Iterable[Batch]) -> "Iterator[tuple[list[int], Vectors]]":
@@ -74,6 +73,11 @@ class OpenVinoRunner:
         part: Vectors = request.get_output_tensor().data.copy()
         idle.append(request)
         return batch.positions, part
+
+
+def compiled(path: Path, options: tuple[tuple[str, str | int], ...]) -> Any:
+    """Return the model of a file, ready to run on this CPU."""
+    return openvino().Core().compile_model(str(path), "CPU", dict(options))
 
 
 def converted(folder: ModelFolder, digest: str, precision: Literal["fp32", "bf16", "int8"], cache: Path) -> Path:
