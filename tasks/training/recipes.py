@@ -164,7 +164,7 @@ class Evaluation(Part):
         default=8,
         ge=2,
         le=50,
-        description="Fewest rows on which a guard is judged; a set without them goes to a person",
+        description="Fewest rows on which a guard is judged; a set without them is held",
     )
     slice_rows: int = Field(default=20, ge=2, le=200, description="Fewest rows on which a guard is judged in one slice")
     seed: int = Field(ge=0)
