@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.providers.standard.operators.trigger_dagrun import DagIsPaused, TriggerDagRunOperator
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,7 +19,7 @@ class TriggerDecided(TriggerDagRunOperator):
     """Triggers `facts.dag_id` of the decision with its run id and conf.
 
     The run id is made from the decision's id, so a rerun cannot start a second run; a paused DAG fails the
-    task instead of leaving a run that never starts. The started run's note links to the run that started it.
+    task at once instead of leaving a run that never starts. The started run's note links to the run that started it.
     """
 
     template_fields = (*TriggerDagRunOperator.template_fields, "note")
@@ -44,4 +44,10 @@ class TriggerDecided(TriggerDagRunOperator):
         """Trigger, or skip where the decision names no DAG."""
         if not self.trigger_dag_id:
             raise AirflowSkipException("the decision names no DAG to run")
-        return super().execute(context)
+        try:
+            return super().execute(context)
+        except DagIsPaused as error:
+            raise AirflowFailException(
+                f"expected {self.trigger_dag_id} to be unpaused, found it paused: what was decided is not done. "
+                f"Next: unpause {self.trigger_dag_id}, then clear this task."
+            ) from error

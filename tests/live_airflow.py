@@ -38,6 +38,10 @@ class Airflow:
         body = {"dag_run_id": run, "logical_date": None, "conf": conf}
         self.http.post(f"/dags/{dag}/dagRuns", json=body).raise_for_status()
 
+    def clear(self, dag: str, run: str, task: str) -> None:
+        body = {"dry_run": False, "dag_run_id": run, "task_ids": [task], "only_failed": False}
+        self.http.post(f"/dags/{dag}/clearTaskInstances", json=body).raise_for_status()
+
     def states(self, dag: str, run: str) -> dict[str, str]:
         tasks = self.get(f"/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]
         return {

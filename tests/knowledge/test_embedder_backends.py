@@ -19,6 +19,11 @@ from tasks.settings import Settings, load_settings
 CHUNK_WORDS = 60
 
 
+@pytest.fixture(scope="module", autouse=True)
+def models_are_compiled_once() -> None:
+    """Not here: a compiled model reads its file as it goes, and the tests damage files."""
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")

@@ -161,6 +161,21 @@ def test_a_decision_starts_its_dag_once(airflow: Loop) -> None:
     assert airflow.finish("decide", "again")[1]["trigger"] == "skipped"
 
 
+def test_a_paused_dag_is_an_error_until_a_person_unpauses_it(airflow: Loop) -> None:
+    facts = {"dag_id": "tune", "dag_run_id": "drift__8", "conf": {"decision": "8"}, "reason": "it moved"}
+    airflow.http.patch("/dags/tune", json={"is_paused": True}).raise_for_status()
+    airflow.start("decide", "paused", facts=json.dumps(facts))
+    assert airflow.finish("decide", "paused") == ("failed", {"decide": "success", "trigger": "failed"})
+    assert any(
+        "Next: unpause tune, then clear this task." in line for line in airflow.log("decide", "paused", "trigger")
+    )
+    assert airflow.http.get("/dags/tune/dagRuns/drift__8").status_code == 404, "a run that would wait unseen"
+    airflow.http.patch("/dags/tune", json={"is_paused": False}).raise_for_status()
+    airflow.clear("decide", "paused", "trigger")
+    assert airflow.finish("decide", "paused") == ("success", {"decide": "success", "trigger": "success"})
+    assert airflow.finish("tune", "drift__8")[0] == "success"
+
+
 def test_a_task_marked_failed_leaves_no_process_and_a_saved_checkpoint(airflow: Loop, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     airflow.start("hang", "marked", pids=str(pids))
