@@ -5,8 +5,8 @@
 Drops index versions that are neither current, nor part of a recent release, nor among the newest of their corpus that
 served (`MILLRACE_KEEP_INDEX_VERSIONS`); what never served (refused, left by a killed run) after a day. Deletes run folders
 older than `MILLRACE_KEEP_RUN_DAYS` (of one that a release was judged in, `evaluate/`, `gate/` and `register/` stay, but
-for the text of documents), and days of requests older than `MILLRACE_KEEP_REQUEST_DAYS` (what feedback that is
-trained on was about stays with it); makes the partitions of the next days of requests. Models and datasets are never
+for the text of documents), and days of requests older than `MILLRACE_KEEP_REQUEST_DAYS` with their traces in MLflow
+(what feedback that is trained on was about stays with it); makes the partitions of the next days of requests. Models and datasets are never
 deleted: releases point at them. Where stages are pods, `sweep_pods` removes those whose task has ended and that nobody
 watches any more (`dry_run` does not concern it).
 
@@ -20,7 +20,7 @@ None (every Sunday at 05:00 UTC, or by hand).
 
 **When it fails**
 
-It fails when Postgres or S3 do not answer for long. What was retired before stays retired; clearing the task goes on
+It fails when Postgres, S3 or MLflow do not answer for long. What was retired before stays retired; clearing the task goes on
 with the rest. The list of what was (or would be) retired is in the manifest.
 """
 

@@ -1,4 +1,4 @@
-"""Retire what nobody uses any more: index versions, run folders, and served requests.
+"""Retire what nobody uses any more: index versions, run folders, served requests and their traces.
 
 Reads `index_versions`, `releases` and the listing of `s3://BUCKET/runs/`. An index version is kept when it is current,
 when the live release or one of the newest `MILLRACE_KEEP_RELEASES` names it, or when it is among the newest
@@ -7,7 +7,8 @@ tune-index) is kept for a day, and so are a killed tune-index' vectors.
 A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DAYS`. Of one that a release's evidence names, what
 was measured and judged (`evaluate/`, `gate/`, `register/`) stays for good: cards, tags and `releases` point there. The rest of it
 goes, as it may hold what people wrote, and so does the text of documents that questions were asked with. A day of requests is kept for
-`MILLRACE_KEEP_REQUEST_DAYS` (`tasks.serving.retention`, which makes the partitions of the coming days too). Writes `retired`,
+`MILLRACE_KEEP_REQUEST_DAYS`, and so are its traces in MLflow (`tasks.serving.retention`, which makes the partitions of the coming
+days too). Writes `retired`,
 the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
 listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
 """
@@ -63,11 +64,15 @@ def run(context: StageContext, options: Options) -> StageResult:
     now, dry = datetime.now(UTC), options.dry_run == "yes"
     url = context.settings.database_url.get_secret_value()
     with alone(url, "housekeeping"):
-        requests = retention.keep_house(url, context.settings.keep_request_days, now, dry=dry)
-        return _retire(context, now, dry, requests)
+        days = context.settings.keep_request_days
+        traces = retention.expire_traces(context.settings.mlflow_tracking_uri, days, now, dry=dry)
+        requests = retention.keep_house(url, days, now, dry=dry)
+        return _retire(context, now, dry, requests, traces)
 
 
-def _retire(context: StageContext, now: datetime, dry: bool, requests: list[dict[str, Any]]) -> StageResult:
+def _retire(
+    context: StageContext, now: datetime, dry: bool, requests: list[dict[str, Any]], traces: list[dict[str, Any]]
+) -> StageResult:
     with ledger(context.settings) as connection:
         # Held until the end: no release can name a version while it is being dropped.
         releases.lock(connection)
@@ -93,7 +98,7 @@ def _retire(context: StageContext, now: datetime, dry: bool, requests: list[dict
         for known in versions
     ]
     rows += [{"kind": "run_folder", "name": folder, "objects": count} for folder, count in folders]
-    rows += requests
+    rows += requests + traces
     return StageResult(
         outputs={"retired": context.storage.put_rows(f"{context.folder}/retired.jsonl", rows)},
         counts={
@@ -102,6 +107,7 @@ def _retire(context: StageContext, now: datetime, dry: bool, requests: list[dict
             "objects": objects,
             "request_days": sum(row["kind"] == "request_day" for row in requests),
             "requests": sum(row["rows"] for row in requests),
+            "traces": sum(row["rows"] for row in traces),
             "tuning_vectors": vectors,
         },
         facts={"dry_run": dry, "index_versions": [known.version for known in versions]},

@@ -8,7 +8,8 @@ MLflow does so through `tasks.tracking`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 15.0
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 _AT_ONCE = 100  # the most traces that MLflow deletes by their ids in one request
+_OF_AGE = 500  # how many it is asked to delete by age in one request, or to list on one page
 
 
 class MlflowFailed(ServiceUnavailable):
@@ -39,12 +41,11 @@ class MlflowHttp:
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, which is made when there is none."""
-        found = self._ask("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": name})
-        if found is None:
-            made = self._ask("POST", "/api/2.0/mlflow/experiments/create", json={"name": name})
-            # None: another assistant has just made it.
-            return str(made["experiment_id"]) if made else self.experiment(name)
-        return str(found["experiment"]["experiment_id"])
+        if (found := self._existing(name)) is not None:
+            return found
+        made = self._ask("POST", "/api/2.0/mlflow/experiments/create", json={"name": name})
+        # None: another assistant has just made it.
+        return str(made["experiment_id"]) if made else self.experiment(name)
 
     def write_spans(self, experiment_id: str, spans: Sequence[Mapping[str, Any]], service: str) -> None:
         """Write spans in OTLP's JSON form. The same spans again change nothing."""
@@ -57,17 +58,47 @@ class MlflowHttp:
 
     def delete_traces(self, experiment: str, trace_ids: Sequence[str]) -> int:
         """Delete traces of an experiment, those that are not there aside; return how many were."""
-        found = self._ask("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": experiment})
+        starts = range(0, len(trace_ids), _AT_ONCE)
+        if not starts or (id := self._existing(experiment)) is None:
+            return 0
+        return sum(self._delete(id, {"request_ids": list(trace_ids[start : start + _AT_ONCE])}) for start in starts)
+
+    def delete_traces_before(self, experiment: str, moment: datetime) -> int:
+        """Delete the traces of an experiment that began before a moment, oldest first; return how many were."""
+        if (id := self._existing(experiment)) is None:
+            return 0
+        of_age = {"max_timestamp_millis": _millis(moment) - 1, "max_traces": _OF_AGE}
         deleted = 0
-        for start in range(0, len(trace_ids) if found else 0, _AT_ONCE):
-            assert found is not None  # there are steps
-            body = {
-                "experiment_id": found["experiment"]["experiment_id"],
-                "request_ids": list(trace_ids[start : start + _AT_ONCE]),
-            }
-            said = self._ask("POST", "/api/2.0/mlflow/traces/delete-traces", json=body)
-            deleted += int(said.get("traces_deleted", 0)) if said else 0
+        while now := self._delete(id, of_age):
+            deleted += now
         return deleted
+
+    def count_traces_before(self, experiment: str, moment: datetime) -> int:
+        """Return how many traces `delete_traces_before` would delete."""
+        id = self._existing(experiment)
+        return sum(len(page) for page in self._pages(id, moment)) if id is not None else 0
+
+    def _pages(self, experiment_id: str, moment: datetime) -> Iterator[list[Any]]:
+        place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment_id}}
+        body: dict[str, Any] = {"locations": [place], "filter": f"timestamp_ms < {_millis(moment)}"}
+        token = ""
+        while True:
+            page = {"max_results": _OF_AGE} | ({"page_token": token} if token else {})
+            said = self._ask("POST", "/api/3.0/mlflow/traces/search", json=body | page) or {}
+            yield said.get("traces", [])
+            if not (token := said.get("next_page_token", "")):
+                return
+
+    def _existing(self, experiment: str) -> str | None:
+        """Return the id of an experiment, or None where there is none."""
+        found = self._ask("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": experiment})
+        return str(found["experiment"]["experiment_id"]) if found else None
+
+    def _delete(self, experiment_id: str, which: Mapping[str, Any]) -> int:
+        """Delete traces in one request; return how many were."""
+        body = {"experiment_id": experiment_id, **which}
+        said = self._ask("POST", "/api/2.0/mlflow/traces/delete-traces", json=body)
+        return int(said.get("traces_deleted", 0)) if said else 0
 
     def model_version(self, name: str, version: str) -> dict[str, str] | None:
         """Return the tags of a model version, or None where there is no such version."""
@@ -108,3 +139,7 @@ class MlflowHttp:
             f"expected MLflow at {self._uri} to take what it was sent, found status {answer.status_code} for "
             f"{answer.request.url.path}: {answer.text[:200]}. Next: check its version (3.6 or later), its database (SQL), and MLFLOW_TRACKING_*."
         )
+
+
+def _millis(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

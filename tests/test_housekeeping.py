@@ -7,10 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from tasks import mlflow_http
 from tasks.database import connect, migrate
+from tasks.errors import ServiceUnavailable
 from tasks.housekeeping import STAGE, Known, old_folders, old_versions
+from tasks.mlflow_http import MlflowHttp
 from tasks.release import evidence
+from tasks.serving.spans import EXPERIMENT
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
 from tasks.stage import run_stage
@@ -183,6 +189,52 @@ def test_what_a_killed_tune_index_left_goes_after_a_day(settings: Settings) -> N
     done = run_stage(STAGE, settings, place, None, {})
     assert done.facts["index_versions"] == [1] and tables(url) == {2}
     assert cached(url) == {("old", "e"), ("young", "e"), ("young", "scratch e")}
+
+
+def write_traces(settings: Settings, *days_ago: int) -> list[str]:
+    """Write a trace that began so many days ago, each; return their ids."""
+    http, ids = MlflowHttp(settings.mlflow_tracking_uri), []
+    experiment = http.experiment(EXPERIMENT)
+    for days in days_ago:
+        trace, began = uuid.uuid4().hex, int((datetime.now(UTC) - timedelta(days=days)).timestamp()) * 10**9
+        span = {"traceId": trace, "spanId": trace[:16], "name": "request", "kind": 1, "status": {"code": 1}}
+        times = {"startTimeUnixNano": str(began), "endTimeUnixNano": str(began + 10**9)}
+        http.write_spans(experiment, [span | times], "millrace-assistant")
+        ids.append(f"tr-{trace}")
+    return ids
+
+
+@pytest.mark.integration
+def test_traces_go_with_the_days_of_their_requests(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_http, "_OF_AGE", 2)  # so that three take two requests
+    client = MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
+    *old, young = write_traces(settings, 40, 33, 32, 29)
+    chosen = settings.model_copy(update={"keep_request_days": 30})
+    place = f"s3://{settings.s3_bucket}/runs/housekeeping/{uuid.uuid4()}"
+    listed = run_stage(STAGE, chosen, f"{place}-dry", None, {"dry_run": "yes"})
+    assert listed.counts["traces"] == 3 and client.get_trace(old[0]).info.trace_id == old[0]
+    done = run_stage(STAGE, chosen, place, None, {})
+    rows = list(Storage(settings.s3_endpoint_url).get_rows(done.outputs["retired"]))
+    assert [(row["name"], row["rows"]) for row in rows if row["kind"] == "traces"] == [(EXPERIMENT, 3)]
+    for gone in old:
+        with pytest.raises(MlflowException, match="not found"):
+            client.get_trace(gone)
+    assert client.get_trace(young).info.trace_id == young
+    assert run_stage(STAGE, chosen, f"{place}-again", None, {}).counts["traces"] == 0
+
+
+@pytest.mark.integration
+def test_nothing_goes_while_mlflow_is_away(settings: Settings) -> None:
+    with connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute(
+            "INSERT INTO index_versions (fingerprint, corpus, corpus_sha256, embedder, dimensions, table_name, status, run, created_at) "
+            "VALUES ('f', 'c', 'c', 'e', 2, 'chunks_v1', 'refused', '1', now() - interval '3 days')"
+        )
+        connection.execute("CREATE TABLE chunks_v1 (x int)")
+    away = settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(ServiceUnavailable, match="expected MLflow to answer"):
+        run_stage(STAGE, away, f"s3://{settings.s3_bucket}/runs/housekeeping/{uuid.uuid4()}", None, {})
+    assert tables(settings.database_url.get_secret_value()) == {1}
 
 
 def cached(url: str) -> set[tuple[str, str]]:

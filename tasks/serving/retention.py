@@ -1,9 +1,10 @@
-"""The housekeeping of table `requests`: days that have no partition get one, days that are too old go.
+"""The housekeeping of table `requests`: days that have no partition get one, days that are too old go, here and in MLflow.
 
-Reads and writes `requests`, its partitions and `feedback`. A day goes whole, when its last moment is older than
-MILLRACE_KEEP_REQUEST_DAYS. Feedback that reviewers accepted, and corrections that wait for one, first get a copy of what
-was asked and answered, because a training reads it; other feedback stays as it is, for its counts. Every day is a short
-transaction of its own. Fails with `ServiceUnavailable` when a lock is not to be had; what was done before stays done.
+Reads and writes `requests`, its partitions and `feedback`, and deletes traces of the same age in MLflow. A day goes whole,
+when its last moment is older than MILLRACE_KEEP_REQUEST_DAYS. Feedback that reviewers accepted, and corrections that wait for one,
+first get a copy of what was asked and answered, because a training reads it; other feedback stays as it is, for its counts. Every
+day is a short transaction of its own. Fails with `ServiceUnavailable` when a lock is not to be had, or MLflow does not answer; what
+was done before stays done.
 """
 
 import logging
@@ -18,7 +19,9 @@ from psycopg import sql
 
 from tasks.database import Connection, connect
 from tasks.errors import ServiceUnavailable
+from tasks.mlflow_http import MlflowHttp
 from tasks.serving.partitions import LOCK_TIMEOUT, bounds, days_ahead, make, name_of, partitioned, strays
+from tasks.serving.spans import EXPERIMENT
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 def keep_house(url: str, keep_days: int, now: datetime, *, dry: bool) -> list[dict[str, Any]]:
     """Make partitions, and drop what is older than `keep_days`; return what was (or would be) dropped, oldest first."""
-    limit = (now.astimezone(UTC) - timedelta(days=keep_days)).date()
+    limit = first_kept(keep_days, now)
     with connect(url, vectors=False) as connection:
         connection.autocommit = True
         old = [day for day in partitioned(connection) if day < limit]
@@ -46,6 +49,23 @@ def keep_house(url: str, keep_days: int, now: datetime, *, dry: bool) -> list[di
         strays_dropped = _patiently(partial(_drop_strays, connection, limit))
         _make_missing(connection, now)
     return [row for row in dropped if row is not None] + strays_dropped
+
+
+def first_kept(keep_days: int, now: datetime) -> date:
+    """Return the oldest day that is kept: the days before it are older than `keep_days` to their last moment."""
+    return (now.astimezone(UTC) - timedelta(days=keep_days)).date()
+
+
+def expire_traces(uri: str, keep_days: int, now: datetime, *, dry: bool) -> list[dict[str, Any]]:
+    """Delete the traces in MLflow of the same days; return a row about those that were (or would be) deleted, or none."""
+    day = first_kept(keep_days, now)
+    moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    http = MlflowHttp(uri)
+    try:
+        count = (http.count_traces_before if dry else http.delete_traces_before)(EXPERIMENT, moment)
+    finally:
+        http.close()
+    return [{"kind": "traces", "name": EXPERIMENT, "before": day.isoformat(), "rows": count}] if count else []
 
 
 def drop(connection: Connection, day: date) -> dict[str, Any] | None:
