@@ -10,6 +10,7 @@ import pytest
 from psycopg import sql
 
 from local.stack import EmbeddedStack
+from tests.hurry import hurry
 
 # Files of minutes come first: one that came last would keep one worker busy while the others have nothing left to do.
 LONGEST = (
@@ -44,23 +45,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
     """
     folder = tmp_path_factory.mktemp("stack")
     with EmbeddedStack(folder, parts=("postgres", "s3", "mlflow"), ports="free") as started:
-        _hurry(started)
+        hurry(started.database_url)
         yield started
     shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs
-
-
-def _hurry(stack: EmbeddedStack) -> None:
-    """Let Postgres neither wait for the disk nor make a password costly to check, which the tests do thousands of times.
-
-    Only a machine that dies loses what was not brought to the disk; a killed server or client loses nothing.
-    """
-    password = psycopg.conninfo.conninfo_to_dict(stack.database_url)["password"]
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        for name in ("fsync", "full_page_writes", "synchronous_commit"):
-            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
-        connection.execute("SELECT pg_reload_conf()")
-        connection.execute("SET scram_iterations = 1")
-        connection.execute(sql.SQL("ALTER ROLE CURRENT_USER PASSWORD {}").format(sql.Literal(password)))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from local.progress import Progress
 from local.settings import read_environment_file
 from local.summary import render
 from tasks.settings import REPOSITORY
+from tests.hurry import hurry
 from tests.short_loop import ShortLoop
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
@@ -36,7 +37,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     up = subprocess.run([*command, "up"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
-        yield {**environment, **read_environment_file(folder / "env")}
+        found = read_environment_file(folder / "env")
+        hurry(found["MILLRACE_DATABASE_URL"])
+        yield {**environment, **found}
     finally:
         subprocess.run([*command, "down"], cwd=REPOSITORY, env=environment, check=True)
 
