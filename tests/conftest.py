@@ -1,7 +1,9 @@
 """What all tests share: the embedded stack, started once a session for those marked `integration`."""
 
 import logging
+import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -24,6 +26,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, the others in their order."""
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name what failed at once: of a run that is stopped, the summary never comes."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nfailed: {report.nodeid} ({report.when})", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True)
