@@ -7,6 +7,7 @@ be known, and the variable that moves it.
 import errno
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,8 @@ import psutil
 from local.errors import LocalError
 from local.parts import Part
 from local.settings import PORT_VARIABLES, S3_OFFSETS, LocalSettings
+
+_LETS_GO = 3.0  # seconds that a killed process may need to let go of its port
 
 
 def port_free(port: int) -> bool:
@@ -31,8 +34,8 @@ def port_free(port: int) -> bool:
     return True
 
 
-def holder(port: int) -> str:
-    """Return who listens on `port`, as far as this user may know."""
+def holder(port: int) -> str | None:
+    """Return who listens on `port`, or None where nobody is found who does."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
@@ -40,7 +43,19 @@ def holder(port: int) -> str:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except (psutil.AccessDenied, psutil.NoSuchProcess):
         return "a process of another user"
-    return "a process that cannot be named"
+    return None
+
+
+def held_by(port: int) -> str | None:
+    """Return who holds `port`, or None when it is free; a process that ends just now has a moment for it."""
+    deadline = time.monotonic() + _LETS_GO
+    while not port_free(port):
+        if name := holder(port):
+            return name
+        if time.monotonic() > deadline:
+            return "a process that cannot be named"
+        time.sleep(0.05)
+    return None
 
 
 def variable_of(name: str) -> str:
@@ -56,8 +71,8 @@ def check_ports(parts: list[Part]) -> None:
         for name, port in part.ports.items():
             if port in owners:
                 problems.append(f"port {port} is wanted by {owners[port]} and by {variable_of(name)}")
-            elif not port_free(port):
-                problems.append(f"port {port} of {part.name} is held by {holder(port)}; {variable_of(name)} moves it")
+            elif by := held_by(port):
+                problems.append(f"port {port} of {part.name} is held by {by}; {variable_of(name)} moves it")
             owners[port] = variable_of(name)
     if problems:
         raise LocalError(

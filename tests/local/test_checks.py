@@ -2,12 +2,14 @@
 
 import os
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from local.checks import check_disk, check_ports, free_port_base, holder, port_free, tail
+from local import checks
+from local.checks import check_disk, check_ports, free_port_base, held_by, holder, port_free, tail
 from local.errors import LocalError
 from local.parts import Part
 from local.settings import load_settings
@@ -19,7 +21,7 @@ def test_a_port_in_use_is_named_with_its_holder_and_its_variable() -> None:
         taken.listen(1)
         port = taken.getsockname()[1]
         assert not port_free(port)
-        assert f"(pid {os.getpid()})" in holder(port)
+        assert f"(pid {os.getpid()})" in str(holder(port))
         part = Part("mlflow", (), ["true"], {}, ports={"mlflow": port})
         with pytest.raises(LocalError, match=f"port {port} of mlflow is held by .*MILLRACE_LOCAL_MLFLOW_PORT") as found:
             check_ports([part])
@@ -33,6 +35,19 @@ def test_a_listener_on_all_addresses_counts() -> None:
         taken.bind(("0.0.0.0", 0))
         taken.listen(1)
         assert not port_free(taken.getsockname()[1])
+
+
+def test_a_process_that_ends_has_a_moment_to_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as ending:  # bound, and no listener that could be named
+        ending.bind(("127.0.0.1", 0))
+        port = ending.getsockname()[1]
+        monkeypatch.setattr(checks, "_LETS_GO", 0.2)
+        assert held_by(port) == "a process that cannot be named"
+        monkeypatch.setattr(checks, "_LETS_GO", 20.0)
+        later = threading.Timer(0.3, ending.close)
+        later.start()
+        assert held_by(port) is None
+        later.join()
 
 
 def test_two_parts_cannot_share_a_port() -> None:
