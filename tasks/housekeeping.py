@@ -8,9 +8,8 @@ A run folder is kept until nothing was written into it for `MILLRACE_KEEP_RUN_DA
 was measured and judged (`evaluate/`, `gate/`, `register/`) stays for good: cards, tags and `releases` point there. The rest of it
 goes, as it may hold what people wrote, and so does the text of documents that questions were asked with. A day of requests is kept for
 `MILLRACE_KEEP_REQUEST_DAYS`, and so are its traces in MLflow (`tasks.serving.retention`, which makes the partitions of the coming
-days too). Writes `retired`,
-the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are never
-listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
+days too). Writes `retired`, the list of what was (or with `dry_run` would be) retired. `models/`, `datasets/` and `releases/` are
+never listed, so never deleted. Fails with `ServiceUnavailable`; what was retired before stays retired.
 """
 
 import logging
