@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from tasks.errors import ServiceUnavailable
 from tasks.housekeeping import STAGE, Known, old_folders, old_versions
 from tasks.mlflow_http import MlflowHttp
 from tasks.release import evidence
-from tasks.serving.spans import EXPERIMENT
+from tasks.serving.spans import EXPERIMENT, SERVICE
 from tasks.settings import Settings, load_settings
 from tasks.settings import settings as process_settings
 from tasks.stage import run_stage
@@ -193,14 +194,15 @@ def test_what_a_killed_tune_index_left_goes_after_a_day(settings: Settings) -> N
 
 def write_traces(settings: Settings, *days_ago: int) -> list[str]:
     """Write a trace that began so many days ago, each; return their ids."""
-    http, ids = MlflowHttp(settings.mlflow_tracking_uri), []
-    experiment = http.experiment(EXPERIMENT)
-    for days in days_ago:
-        trace, began = uuid.uuid4().hex, int((datetime.now(UTC) - timedelta(days=days)).timestamp()) * 10**9
-        span = {"traceId": trace, "spanId": trace[:16], "name": "request", "kind": 1, "status": {"code": 1}}
-        times = {"startTimeUnixNano": str(began), "endTimeUnixNano": str(began + 10**9)}
-        http.write_spans(experiment, [span | times], "millrace-assistant")
-        ids.append(f"tr-{trace}")
+    ids = []
+    with closing(MlflowHttp(settings.mlflow_tracking_uri)) as http:
+        experiment = http.experiment(EXPERIMENT)
+        for days in days_ago:
+            trace, began = uuid.uuid4().hex, int((datetime.now(UTC) - timedelta(days=days)).timestamp()) * 10**9
+            span = {"traceId": trace, "spanId": trace[:16], "name": "request", "kind": 1, "status": {"code": 1}}
+            times = {"startTimeUnixNano": str(began), "endTimeUnixNano": str(began + 10**9)}
+            http.write_spans(experiment, [span | times], SERVICE)
+            ids.append(f"tr-{trace}")
     return ids
 
 

@@ -14,11 +14,10 @@ import pytest
 
 from tasks.errors import ManifestError, OptionError, Preempted, ServiceUnavailable
 from tasks.options import resolve_options
-from tasks.settings import Settings, load_settings
+from tasks.settings import REPOSITORY, Settings, load_settings
 from tasks.stage import Stage, StageContext, StageOptions, StageResult, from_setting, run_stage
 from tasks.storage import Storage
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LEAST = {"MILLRACE_DATABASE_URL": "postgresql://u@127.0.0.1/x", "MILLRACE_MLFLOW_TRACKING_URI": "http://m"}
 
 

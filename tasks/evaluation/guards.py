@@ -110,12 +110,6 @@ def unseen(found: Sequence[Check], left_out: Mapping[str, str], how: Evaluation,
     return missing
 
 
-def asked_for(name: str, how: Evaluation) -> bool:
-    """Return whether the recipe asks for rows of a set: 0 says that a person looks instead."""
-    counts = {"golden": how.golden_questions, "safety": how.safety_probes, "format": how.format_probes}
-    return counts.get(name) != 0
-
-
 def judge_guards(found: Sequence[Check], how: Evaluation) -> list[Judged]:
     """Return what each test found, corrected for their number."""
     resamples = max(how.resamples, _RESAMPLES_PER_TEST * len(found))

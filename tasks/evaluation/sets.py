@@ -69,17 +69,15 @@ def choose(
 ) -> tuple[dict[SetName, list[Question]], dict[str, str]]:
     """Return the rows of the sets that `how` asks for, and why others are left out. Writes nothing. Raises DataError."""
     own = settings_of(settings, DEFAULT)
-    sources: dict[SetName, tuple[int | None, Callable[[], list[Question]]]] = {
-        "golden": (
-            how.golden_questions,
-            lambda: [_golden(row) for row in load_questions(own.golden_questions, storage)],
-        ),
-        "safety": (how.safety_probes, lambda: [_safety(row) for row in load_safety(settings.probes, storage)]),
-        "format": (how.format_probes, lambda: [_format(row) for row in load_format(settings.probes, storage)]),
+    sources: dict[SetName, Callable[[], list[Question]]] = {
+        "golden": lambda: [_golden(row) for row in load_questions(own.golden_questions, storage)],
+        "safety": lambda: [_safety(row) for row in load_safety(settings.probes, storage)],
+        "format": lambda: [_format(row) for row in load_format(settings.probes, storage)],
     }
     chosen: dict[SetName, list[Question]] = {}
     left_out: dict[str, str] = {}
-    for name, (count, read) in sources.items():
+    for name, read in sources.items():
+        count = how.asked[name]
         if count == 0 or (name == "golden" and not indexed):
             left_out[name] = NONE_ASKED if count == 0 else NO_INDEX
         else:

@@ -12,17 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.errors import EvidenceError
 from tasks.evaluation.changed import most_changed
-from tasks.evaluation.guards import (
-    Check,
-    Judged,
-    NotJudged,
-    asked_for,
-    checks,
-    described,
-    drawn_of,
-    judge_guards,
-    unseen,
-)
+from tasks.evaluation.guards import Check, Judged, NotJudged, checks, described, drawn_of, judge_guards, unseen
 from tasks.evaluation.measures import PRIMARY, SETS
 from tasks.evaluation.pairs import Pair, Row, paired, values
 from tasks.release.weights import claimed
@@ -113,12 +103,14 @@ def seen(verdict: Verdict, missing: Sequence[NotJudged], bounds: Evaluation) -> 
     """
     if verdict.word == "hold" or not missing:
         return verdict
-    asked = [one for one in missing if asked_for(one.what, bounds)]
-    sets = ", ".join(f"{one.what} ({one.why})" for one in asked or missing)
-    if asked:
+    if asked := [one for one in missing if bounds.asked[one.what] != 0]:
         hint = "Next: give the set enough rows, or ask for none of it in the recipe, and a person decides"
-        return Verdict("hold", f"evidence is missing: {sets}. {hint}")
-    return Verdict("review", f"not judged: {sets}; {verdict.reason}")
+        return Verdict("hold", f"evidence is missing: {_named(asked)}. {hint}")
+    return Verdict("review", f"not judged: {_named(missing)}; {verdict.reason}")
+
+
+def _named(sets: Sequence[NotJudged]) -> str:
+    return ", ".join(f"{one.what} ({one.why})" for one in sets)
 
 
 def _primary(pairs: Sequence[Pair], bounds: Evaluation) -> tuple[Judged, float]:

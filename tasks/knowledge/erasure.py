@@ -126,11 +126,8 @@ def _delete_traces(settings: Settings, requests: list[UUID]) -> int:
     """Delete the traces in MLflow of requests that were answered with the document; return how many there were."""
     if not requests:
         return 0
-    http = MlflowHttp(settings.mlflow_tracking_uri)
-    try:
+    with contextlib.closing(MlflowHttp(settings.mlflow_tracking_uri)) as http:
         return http.delete_traces(EXPERIMENT, [trace_name(one) for one in requests])
-    finally:
-        http.close()
 
 
 def _built_on(connection: Connection, versions: list[int], datasets: list[str]) -> dict[str, list[Any]]:

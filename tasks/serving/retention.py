@@ -10,6 +10,7 @@ was done before stays done.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -59,12 +60,8 @@ def first_kept(keep_days: int, now: datetime) -> date:
 def expire_traces(uri: str, keep_days: int, now: datetime, *, dry: bool) -> list[dict[str, Any]]:
     """Delete the traces in MLflow of the same days; return a row about those that were (or would be) deleted, or none."""
     day = first_kept(keep_days, now)
-    moment = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    http = MlflowHttp(uri)
-    try:
-        count = (http.count_traces_before if dry else http.delete_traces_before)(EXPERIMENT, moment)
-    finally:
-        http.close()
+    with closing(MlflowHttp(uri)) as http:
+        count = (http.count_traces_before if dry else http.delete_traces_before)(EXPERIMENT, bounds(day)[0])
     return [{"kind": "traces", "name": EXPERIMENT, "before": day.isoformat(), "rows": count}] if count else []
 
 

@@ -187,6 +187,11 @@ class Evaluation(Part):
         return self
 
     @property
+    def asked(self) -> dict[str, int | None]:
+        """How many rows of each set are answered: None all, 0 none, and then a person looks instead."""
+        return {"golden": self.golden_questions, "safety": self.safety_probes, "format": self.format_probes}
+
+    @property
     def margins(self) -> dict[str, float]:
         """How much worse each measure may surely get: those of the house, and the recipe's own."""
         return GUARDS | self.guards

@@ -163,8 +163,7 @@ def test_a_cleared_task_starts_anew_after_the_end_of_its_pod(run: Any) -> None:
     tried = run("again", seconds=30)
     pod = tried.pod()
     tried.says("second 1 of")
-    body = {"dry_run": False, "dag_run_id": tried.name, "task_ids": [TASK], "only_failed": False}
-    tried.airflow.http.post(f"/dags/{tried.dag}/clearTaskInstances", json=body).raise_for_status()
+    tried.airflow.clear(tried.dag, tried.name, TASK)
     new: set[str] = set()
 
     def begun() -> bool:
